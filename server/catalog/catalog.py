@@ -1,0 +1,184 @@
+"""What a compiled catalog is: columns that decisions read, frozen when made.
+
+Everything here is immutable and belongs to one catalog revision. ``compile.py`` makes it; decisioning, profiles,
+outcomes and the learner read it. Rows are actions ordered by name, so that the order in a YAML file is without effect.
+
+The **fact space** is one float64 vector a request: ``now`` first, then the profile attributes, then the context
+attributes, each in declared order; NaN where a fact is not known. A number is itself; a boolean 0 or 1; a category the
+index of its value in allowed_values; a text its code in the rule literals, -1 for any other text; an instant
+microseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsugi.v1 import catalog_pb2
+from tsugi.v1.value_pb2 import Value
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Rows = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+NOW_FACT: Final = 0
+
+# Comparison of an atom: facts[left] (minus facts[right], where right >= 0) compared with a constant.
+LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN = range(7)
+# Steps of a rule program in postfix order: an atom's index, or one of these.
+AND, OR, NOT, TRUE, FALSE = -1, -2, -3, -4, -5
+RULE_STACK_MAX: Final = 32
+
+# How a feature column is made from a fact.
+SCALED, EQUALS, UNKNOWN = range(3)
+
+# How selection probability is spread.
+GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One entry of the fact space, or one action attribute."""
+
+    name: str  # "profile.age", "context.device", "action.price", "now"
+    type: catalog_pb2.AttributeType
+    codes: dict[str, int]  # of a category: its values; of a text: the literals that rules compare it with
+    minimum: float
+    maximum: float
+
+    def encode(self, value: Value) -> float:
+        """Return the fact's number for a value of the right type; NaN when the value is of another type.
+
+        A category value that is not allowed, or a number outside its bounds, is NaN too: unknown, never let through.
+        """
+        kind = value.WhichOneof("kind")
+        if kind == "number_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
+            number = value.number_value
+            return number if self.minimum <= number <= self.maximum else math.nan
+        if kind == "text_value":
+            if self.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
+                return float(self.codes.get(value.text_value, math.nan))
+            if self.type == catalog_pb2.ATTRIBUTE_TYPE_TEXT:
+                return float(self.codes.get(value.text_value, -1))
+        if kind == "bool_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL:
+            return float(value.bool_value)
+        if kind == "time_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_TIME:
+            return float(value.time_value.seconds * 1_000_000 + value.time_value.nanos // 1_000)
+        return math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class FactSpace:
+    """Where each fact stands in the vector."""
+
+    facts: tuple[Fact, ...]  # now, profile attributes, context attributes
+    index: dict[str, int]  # by name
+    n_profile: int
+    profile_layout: bytes  # 8 bytes that change whenever the profile part would be encoded differently
+
+    @property
+    def profile_slice(self) -> slice:
+        """Where the profile attributes stand."""
+        return slice(1, 1 + self.n_profile)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureColumns:
+    """How d feature columns are made from facts. Column j reads facts[sources[j]].
+
+    value = (fact - center) / spread cut to ±limit, or when_unknown, for SCALED; 1 or 0 for EQUALS (fact == code) and
+    UNKNOWN (fact is NaN).
+    """
+
+    names: tuple[str, ...]  # "profile.age", "profile.gender=female", "profile.age?"
+    sources: Rows  # int32[d]
+    kinds: Bytes  # uint8[d]
+    parameters: Doubles  # float64[d, 4]: center, spread, limit, when_unknown; for EQUALS the code in column 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Every distinct eligibility rule, lowered to comparisons of facts.
+
+    Atom a is ``facts[left[a]] (- facts[right[a]]) <operator> constant[a]``. Rule r is the postfix program
+    ``steps[starts[r]:starts[r + 1]]`` over atoms; three-valued: an unknown fact makes unknown, and only true passes.
+    """
+
+    left: Rows  # int32[atoms]
+    right: Rows  # int32[atoms]; -1: none
+    operators: Bytes  # uint8[atoms]
+    constants: Doubles  # float64[atoms]
+    steps: Rows  # int32[steps]
+    starts: Rows  # int32[rules + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class ActionColumns:
+    """One row an action, ordered by name."""
+
+    names: tuple[str, ...]
+    rows: dict[str, int]  # by name
+    hashes: NDArray[np.uint64]  # uint64[n]: of the name; seeds an action's noise wherever it stands
+    valid_from_us: NDArray[np.int64]  # int64[n]
+    valid_until_us: NDArray[np.int64]  # int64[n], exclusive
+    rules: Rows  # int32[n]: index of its eligibility rule; -1: none
+    worth: Doubles  # float64[n, 2]: value in currency units, lever
+    weights: Doubles  # float64[n, channels]; NaN where it has no treatment for the channel
+    facts: Doubles  # float64[n, action attributes]
+    slot_bytes: tuple[tuple[bytes, ...], ...]  # [n][channels]: action, treatment, content of a Slot, serialised
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One goal, ready to use."""
+
+    name: str
+    rewards: dict[str, float]  # by outcome type
+    window_us: int
+    default_reward: float
+    base_log_odds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One placement, ready to use."""
+
+    name: str
+    channel_row: int
+    goal_row: int
+    count_max: int
+    on_impression: bool
+    policy: int  # GREEDY, EPSILON_GREEDY, SQUARE_CB or THOMPSON
+    parameter: float  # epsilon, gamma, or the floor share
+    draws: int  # of Thompson, else 0
+    slot_bytes: tuple[bytes, ...]  # [count_max]: placement and position of a Slot, serialised
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """One compiled catalog revision."""
+
+    sha256: bytes  # of the serialised message
+    revision: str  # the same in hex
+    message: catalog_pb2.Catalog
+    space: FactSpace
+    action_facts: tuple[Fact, ...]
+    learned: FeatureColumns  # what the online learners read of person and context
+    rules: Rules
+    actions: ActionColumns
+    goals: tuple[Goal, ...]
+    placements: tuple[Placement, ...]
+    placement_rows: dict[str, int]
+    goal_rows: dict[str, int]
+    channel_rows: dict[str, int]
+    namespaces: frozenset[str]
+    event_properties: dict[str, dict[str, Fact]]  # by event type, then property
+    outcome_types: dict[str, catalog_pb2.OutcomeType]
+    random_control_share: float
+    random_control_salt: bytes

@@ -1,0 +1,140 @@
+"""The log port: how we remember.
+
+An append-only sequence of records, ordered by LSN and by nothing else. Every other state is a projection of it. The
+contract below is executable in ``tests/contract/test_log.py``, and every engine passes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from server.storage.record import Draft, Record
+
+READ_RECORDS_MAX = 4_096
+
+
+class Fate(Enum):
+    """What became of one draft."""
+
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"  # the same key and payload were recorded before
+    KEY_REUSED = "key_reused"  # the same key was recorded with another payload
+    HEAD_MOVED = "head_moved"  # expected_head is not the head any more
+
+
+class Receipt(NamedTuple):
+    """What became of one draft, and where: its own place, or that of the record that stands in its way."""
+
+    fate: Fate
+    lsn: int
+    time_us: int
+
+
+class Tail(NamedTuple):
+    """The newest record's place, log time and chain; (0, 0, …) for an empty log."""
+
+    lsn: int
+    time_us: int
+    chain: bytes
+
+
+class KeyEntry(NamedTuple):
+    """Where the record with some key stands, and the digest of its payload."""
+
+    lsn: int
+    payload_digest: bytes
+
+
+class LogUnavailableError(Exception):
+    """The log cannot record; nothing of the group was recorded. After it the engine must be opened anew."""
+
+
+class LogFullError(Exception):
+    """The volume or the map is full; nothing of the group was recorded, and reading still works.
+
+    Attributes:
+        is_map: true when the engine's own bound is reached, false when the volume has no space.
+    """
+
+    def __init__(self, *, is_map: bool) -> None:
+        super().__init__("the log's map is full" if is_map else "the log's volume is full")
+        self.is_map = is_map
+
+
+class Log(Protocol):
+    """What every engine gives."""
+
+    @property
+    def log_id(self) -> bytes:
+        """The 16 bytes that name this log for ever."""
+
+    def append(self, drafts: Sequence[Draft], wall_us: int) -> list[Receipt]:
+        """Record drafts as one group: when it returns, all of them are on disk; when it raises, none is.
+
+        LSNs are consecutive in the order given. Log time is the greater of wall_us and the last log time. Keys, heads
+        and indexes change together with the records. A draft that is refused (any fate but RECORDED) takes no LSN and
+        does not hinder the others; a key given twice within the group is a duplicate too.
+
+        Args:
+            drafts: 1 to 256 drafts.
+            wall_us: the wall clock, microseconds since the epoch.
+
+        Returns:
+            One receipt a draft, in order.
+
+        Raises:
+            LogFullError: no space; the engine stays usable.
+            LogUnavailableError: the disk refused; whether the group is durable is unknown, so it must not be
+                acknowledged, and this engine takes no further append.
+        """
+
+    def tick(self, wall_us: int, idle_us_min: int) -> bool:
+        """Record the passing of time when the newest record is at least idle_us_min old; say whether it did."""
+
+    def read(self, from_lsn: int, records_max: int = READ_RECORDS_MAX) -> list[Record]:
+        """Return up to records_max verified records from from_lsn on, ascending, without a gap.
+
+        Raises:
+            CorruptRecordError: a record fails its checksum.
+        """
+
+    def get(self, lsn: int) -> Record | None:
+        """Return one verified record, or None when there is none.
+
+        Raises:
+            CorruptRecordError: the record fails its checksum.
+        """
+
+    def find(self, key: bytes) -> KeyEntry | None:
+        """Return where the record with this key stands."""
+
+    def about(self, subject: bytes) -> list[int]:
+        """Return the LSNs of all records about one subject, ascending."""
+
+    def head(self, name: str) -> int:
+        """Return the LSN of the newest record of a chain of changes, 0 before the first."""
+
+    def tail(self) -> Tail:
+        """Return the place of the newest record. Cost: one read transaction, about 2 µs."""
+
+    def verify(self) -> Tail:
+        """Read the whole log, verifying every digest and the chain, and return the tail.
+
+        Raises:
+            CorruptRecordError: names the first record that fails.
+        """
+
+    def close(self) -> None:
+        """Let go of files; nothing may be called afterwards."""
+
+
+OpenLog = Callable[[], Log]
+
+
+def follow(log: Log, from_lsn: int) -> Iterator[Record]:
+    """Yield the records from from_lsn on until the present end, in bounded reads."""
+    while records := log.read(from_lsn):
+        yield from records
+        from_lsn = records[-1].lsn + 1

@@ -1,0 +1,141 @@
+"""Log and store in memory: the reference both port contracts are read against, and the engine of unit tests."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from server.storage.log import Fate, KeyEntry, Receipt, Tail
+from server.storage.record import CHAIN_START, NO_KEY, Draft, Record, body_of, seal, unseal
+from server.storage.store import Table
+from tsugi.log.v1.record_pb2 import RecordKind
+
+
+class MemoryLog:
+    """A log that lasts as long as its process."""
+
+    def __init__(self, log_id: bytes = bytes(16)) -> None:
+        self._log_id = log_id
+        self._records: list[bytes] = []
+        self._keys: dict[bytes, KeyEntry] = {}
+        self._heads: dict[str, int] = {}
+        self._subjects: dict[bytes, list[int]] = {}
+        self._tail = Tail(0, 0, CHAIN_START)
+
+    @property
+    def log_id(self) -> bytes:
+        """See Log."""
+        return self._log_id
+
+    def append(self, drafts: Sequence[Draft], wall_us: int) -> list[Receipt]:
+        """See Log."""
+        return [self._append_one(draft, wall_us) for draft in drafts]
+
+    def tick(self, wall_us: int, idle_us_min: int) -> bool:
+        """See Log."""
+        if wall_us - self._tail.time_us < idle_us_min:
+            return False
+        self.append([Draft(RecordKind.RECORD_KIND_TICK, b"")], wall_us)
+        return True
+
+    def read(self, from_lsn: int, records_max: int = 4_096) -> list[Record]:
+        """See Log."""
+        first = max(from_lsn, 1) - 1
+        return [unseal(data) for data in self._records[first : first + records_max]]
+
+    def get(self, lsn: int) -> Record | None:
+        """See Log."""
+        return unseal(self._records[lsn - 1]) if 1 <= lsn <= len(self._records) else None
+
+    def find(self, key: bytes) -> KeyEntry | None:
+        """See Log."""
+        return self._keys.get(key)
+
+    def about(self, subject: bytes) -> list[int]:
+        """See Log."""
+        return list(self._subjects.get(subject, ()))
+
+    def head(self, name: str) -> int:
+        """See Log."""
+        return self._heads.get(name, 0)
+
+    def tail(self) -> Tail:
+        """See Log."""
+        return self._tail
+
+    def verify(self) -> Tail:
+        """See Log."""
+        chain = CHAIN_START
+        for data in self._records:
+            chain = unseal(data, 0, chain).chain
+        return self._tail
+
+    def close(self) -> None:
+        """See Log."""
+
+    def _append_one(self, draft: Draft, wall_us: int) -> Receipt:
+        if draft.key != NO_KEY and (entry := self._keys.get(draft.key)):
+            same = entry.payload_digest == draft.payload_digest
+            return Receipt(Fate.DUPLICATE if same else Fate.KEY_REUSED, entry.lsn, unseal(self._records[entry.lsn - 1]).time_us)
+        if draft.expected_head is not None and (head := self.head(draft.head)) != draft.expected_head:
+            return Receipt(Fate.HEAD_MOVED, head, self._tail.time_us)
+        lsn, time_us = self._tail.lsn + 1, max(self._tail.time_us, wall_us)
+        body, digest = body_of(draft, salt=lsn.to_bytes(16, "little"))
+        data, chain = seal(
+            draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=self._tail.chain
+        )
+        self._records.append(data)
+        self._tail = Tail(lsn, time_us, chain)
+        if draft.key != NO_KEY:
+            self._keys[draft.key] = KeyEntry(lsn, draft.payload_digest)
+        if draft.head:
+            self._heads[draft.head] = lsn
+        for subject in draft.subjects:
+            self._subjects.setdefault(subject, []).append(lsn)
+        return Receipt(Fate.RECORDED, lsn, time_us)
+
+
+class MemoryStore:
+    """A store that lasts as long as its process."""
+
+    def __init__(self) -> None:
+        self._tables: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table}
+
+    @contextmanager
+    def read(self) -> Iterator[_MemoryTransaction]:
+        """See Store."""
+        yield _MemoryTransaction({table: dict(rows) for table, rows in self._tables.items()})
+
+    @contextmanager
+    def write(self) -> Iterator[_MemoryTransaction]:
+        """See Store."""
+        tables = {table: dict(rows) for table, rows in self._tables.items()}
+        yield _MemoryTransaction(tables)
+        self._tables = tables
+
+    def close(self) -> None:
+        """See Store."""
+
+
+class _MemoryTransaction:
+    def __init__(self, tables: dict[Table, dict[bytes, bytes]]) -> None:
+        self._tables = tables
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        return self._tables[table].get(key)
+
+    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        rows = self._tables[table]
+        keys = sorted(rows)
+        for key in keys[bisect_left(keys, prefix) :]:
+            if not key.startswith(prefix):
+                return
+            yield key, rows[key]
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        assert 1 <= len(key) <= 511, "keys are 1 to 511 bytes on every engine"
+        self._tables[table][key] = value
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        return self._tables[table].pop(key, None) is not None

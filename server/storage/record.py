@@ -1,0 +1,167 @@
+"""What one log record looks like on disk, and how it proves itself.
+
+A record is a fixed header and a body. Handed drafts and positions, it makes bytes; handed bytes, it verifies and takes
+them apart. It never reads a clock, a disk or a random source: salt and instants are arguments.
+
+Layout, little-endian, 128 bytes of header::
+
+    0   u32  length of the whole record in bytes
+    4   u16  format version, 1
+    6   u8   kind (tsugi.log.v1.RecordKind)
+    7   u8   flags; bit 0: tombstone, the body is gone and the digest stays
+    8   16s  log id, the same in every record of one log
+    24  u64  LSN
+    32  i64  log time, microseconds since the epoch, never less than the record before
+    40  u32  CRC32C of the record without these four bytes
+    44  u32  length of the payload in bytes
+    48  u8   number of subjects
+    49  15x  zero
+    64  32s  digest: SHA-256 of the body
+    96  32s  chain: SHA-256 of (previous chain, header bytes 4..40, digest)
+
+    body: 16s salt, 16s idempotency key (zero: none), 16s payload digest, 16s × subjects, payload
+
+The digest is salted and the salt lies in the body, so that a tombstone, which keeps the header and drops the body,
+tells nothing about what it replaced and the chain still verifies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import google_crc32c
+
+FORMAT_VERSION = 1
+HEADER_BYTES = 128
+NO_KEY = bytes(16)
+CHAIN_START = bytes(32)
+SUBJECTS_MAX = 32
+PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
+
+_HEAD = struct.Struct("<IHBB16sQq")  # bytes 0..40
+_SIZES = struct.Struct("<IB15x")  # bytes 44..64
+_FIXED_BODY = struct.Struct("<16s16s16s")
+_CRC = struct.Struct("<I")
+_TOMBSTONE = 1
+
+
+class CorruptRecordError(Exception):
+    """Bytes that should be a record are not the record that was written."""
+
+
+class Draft(NamedTuple):
+    """What somebody wants recorded; the log adds place, time and proof.
+
+    Attributes:
+        kind: tsugi.log.v1.RecordKind.
+        payload: the serialised message of that kind, at most 16 MiB.
+        key: 16 bytes naming the request for ever, or NO_KEY.
+        payload_digest: 16 bytes that tell two payloads under one key apart.
+        subjects: 16-byte references of the people it is about, at most 32.
+        head: the chain of changes this record heads from now on ("catalog", "role/1"), or "".
+        expected_head: when not None, the LSN the head must have for the draft to be accepted.
+    """
+
+    kind: int
+    payload: bytes
+    key: bytes = NO_KEY
+    payload_digest: bytes = NO_KEY
+    subjects: tuple[bytes, ...] = ()
+    head: str = ""
+    expected_head: int | None = None
+
+
+class Record(NamedTuple):
+    """One verified log record."""
+
+    lsn: int
+    kind: int
+    time_us: int
+    payload: bytes
+    key: bytes
+    payload_digest: bytes
+    subjects: tuple[bytes, ...]
+    is_tombstone: bool
+    chain: bytes
+
+
+def body_of(draft: Draft, salt: bytes) -> tuple[bytes, bytes]:
+    """Serialise a draft's body and return it with its digest. Cost: one SHA-256 over the body."""
+    assert len(draft.payload) <= PAYLOAD_BYTES_MAX, "validation bounds every payload"
+    assert len(draft.subjects) <= SUBJECTS_MAX, "validation bounds identities"
+    body = b"".join((_FIXED_BODY.pack(salt, draft.key, draft.payload_digest), *draft.subjects, draft.payload))
+    return body, hashlib.sha256(body).digest()
+
+
+def seal(
+    draft: Draft, body: bytes, digest: bytes, *, log_id: bytes, lsn: int, time_us: int, previous_chain: bytes
+) -> tuple[bytes, bytes]:
+    """Give a draft its place: returns the record's bytes and its chain value."""
+    head = _HEAD.pack(HEADER_BYTES + len(body), FORMAT_VERSION, draft.kind, 0, log_id, lsn, time_us)
+    sizes = _SIZES.pack(len(draft.payload), len(draft.subjects))
+    chain = hashlib.sha256(b"".join((previous_chain, head[4:], digest))).digest()
+    rest = b"".join((sizes, digest, chain, body))
+    crc = google_crc32c.extend(google_crc32c.value(head), rest)
+    return b"".join((head, _CRC.pack(crc), rest)), chain
+
+
+def unseal(data: memoryview | bytes, offset: int = 0, previous_chain: bytes | None = None) -> Record:
+    """Verify the record that starts at offset and take it apart; the payload is a copy.
+
+    Args:
+        data: bytes of one or more records.
+        offset: where the record starts.
+        previous_chain: when given, the chain is verified too.
+
+    Raises:
+        CorruptRecordError: length, version, checksum, digest or chain do not fit.
+    """
+    end = offset + _length_at(data, offset)
+    record = bytes(data[offset:end])
+    length, version, kind, flags, _, lsn, time_us = _HEAD.unpack_from(record)
+    if version != FORMAT_VERSION:
+        raise CorruptRecordError(f"record {lsn} has format version {version}, this build reads {FORMAT_VERSION}")
+    (crc,) = _CRC.unpack_from(record, 40)
+    if google_crc32c.extend(google_crc32c.value(record[:40]), record[44:]) != crc:
+        raise CorruptRecordError(f"record at offset {offset} fails its CRC32C")
+    payload_bytes, n_subjects = _SIZES.unpack_from(record, 44)
+    digest, chain = record[64:96], record[96:128]
+    if previous_chain is not None:
+        # The length and the flag are outside the digest: a tombstone changes both and keeps the chain.
+        header = b"".join((record[4:7], b"\0", record[8:40]))
+        if hashlib.sha256(b"".join((previous_chain, header, digest))).digest() != chain:
+            raise CorruptRecordError(f"record {lsn} does not continue the chain")
+    if flags & _TOMBSTONE:
+        return Record(lsn, kind, time_us, b"", NO_KEY, NO_KEY, (), True, chain)
+    body = record[HEADER_BYTES:]
+    if previous_chain is not None and hashlib.sha256(body).digest() != digest:
+        raise CorruptRecordError(f"record {lsn} fails its digest")
+    _, key, payload_digest = _FIXED_BODY.unpack_from(body)
+    first = _FIXED_BODY.size
+    subjects = tuple(body[first + 16 * i : first + 16 * (i + 1)] for i in range(n_subjects))
+    payload = body[length - HEADER_BYTES - payload_bytes :]
+    return Record(lsn, kind, time_us, payload, key, payload_digest, subjects, False, chain)
+
+
+def offsets(block: memoryview | bytes) -> Iterator[int]:
+    """Yield where each record of a block starts.
+
+    Raises:
+        CorruptRecordError: a length does not fit into the block.
+    """
+    offset, size = 0, len(block)
+    while offset < size:
+        yield offset
+        offset += _length_at(block, offset)
+
+
+def _length_at(data: memoryview | bytes, offset: int) -> int:
+    if offset + HEADER_BYTES > len(data):
+        raise CorruptRecordError(f"a record at offset {offset} is cut short")
+    (length,) = _CRC.unpack_from(data, offset)
+    if not HEADER_BYTES <= length <= len(data) - offset:
+        raise CorruptRecordError(f"a record at offset {offset} states an impossible length")
+    return int(length)

@@ -1,0 +1,57 @@
+"""The store port: projected state by table and key, read by workers, written by the projector alone.
+
+A read sees one committed state throughout; a write commits whole or not at all, together with the applied LSN that
+the projector keeps in it. The contract is executable in ``tests/contract/test_store.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Protocol
+
+
+class Table(Enum):
+    """The tables of the state store."""
+
+    META = "meta"  # applied LSN, catalog in force
+    PROFILES = "profiles"  # profile key → flat profile record
+    IDENTITIES = "identities"  # identity key → profile key
+    CONTACTS = "contacts"  # profile key + action → StoredContact
+    IMPRESSIONS = "impressions"  # decision LSN + action → empty: this contact is counted
+    PARKED = "parked"  # decision key + LSN → empty: an outcome that came before its decision
+    QUARANTINE = "quarantine"  # LSN → why a record was not applied
+
+
+class Snapshot(Protocol):
+    """One committed state. Values are views into the store and end with it: copy what must live longer."""
+
+    def get(self, table: Table, key: bytes) -> memoryview | bytes | None:
+        """Return the value under key. Cost: about 1 µs, page warm."""
+
+    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield copies of all pairs whose key starts with prefix, by key ascending."""
+
+
+class Transaction(Snapshot, Protocol):
+    """A write that sees itself."""
+
+    def put(self, table: Table, key: bytes, value: bytes) -> None:
+        """Set the value under key; keys are 1 to 511 bytes."""
+
+    def delete(self, table: Table, key: bytes) -> bool:
+        """Remove key and say whether it was there."""
+
+
+class Store(Protocol):
+    """What every engine gives."""
+
+    def read(self) -> AbstractContextManager[Snapshot]:
+        """Open a short read: milliseconds, never across an await, because it pins old pages."""
+
+    def write(self) -> AbstractContextManager[Transaction]:
+        """Open the one write; leaving the block commits, leaving it by an exception discards."""
+
+    def close(self) -> None:
+        """Let go of files; nothing may be called afterwards."""
