@@ -55,12 +55,13 @@ class Fact:
     def encode(self, value: Value) -> float:
         """Return the fact's number for a value of the right type; NaN when the value is of another type.
 
-        A category value that is not allowed, or a number outside its bounds, is NaN too: unknown, never let through.
+        A category value that is not allowed, or a number that is not finite or outside its bounds, is NaN too:
+        unknown, never let through.
         """
         kind = value.WhichOneof("kind")
         if kind == "number_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
             number = value.number_value
-            return number if self.minimum <= number <= self.maximum else math.nan
+            return number if math.isfinite(number) and self.minimum <= number <= self.maximum else math.nan
         if kind == "text_value":
             if self.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
                 return float(self.codes.get(value.text_value, math.nan))
@@ -71,6 +72,15 @@ class Fact:
         if kind == "time_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_TIME:
             return float(value.time_value.seconds * 1_000_000 + value.time_value.nanos // 1_000)
         return math.nan
+
+    def wanted(self) -> str:
+        """Say in words what values encode takes."""
+        kind = catalog_pb2.AttributeType.Name(self.type).removeprefix("ATTRIBUTE_TYPE_").lower()
+        if self.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
+            return f"a category value is required, one of {', '.join(self.codes)}"
+        if self.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
+            return f"a finite number within [{self.minimum:g}, {self.maximum:g}] is required"
+        return f"a {kind} value is required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +111,18 @@ class FeatureColumns:
     kinds: Bytes  # uint8[d]
     parameters: Doubles  # float64[d, 4]: center, spread, limit, when_unknown; for EQUALS the code in column 0
 
+    def columns(self) -> tuple[Rows, Bytes, Doubles]:
+        """Return the arrays in the order kernels take them."""
+        return self.sources, self.kinds, self.parameters
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Every distinct eligibility rule, lowered to comparisons of facts.
 
     Atom a is ``facts[left[a]] (- facts[right[a]]) <operator> constant[a]``. Rule r is the postfix program
-    ``steps[starts[r]:starts[r + 1]]`` over atoms; three-valued: an unknown fact makes unknown, and only true passes.
+    ``steps[starts[r]:starts[r + 1]]`` over atoms; three-valued: an unknown fact makes unknown, and only true passes. An
+    atom whose constant is NaN is always unknown: it stood for a fact that the action does not state.
     """
 
     left: Rows  # int32[atoms]
@@ -116,6 +131,10 @@ class Rules:
     constants: Doubles  # float64[atoms]
     steps: Rows  # int32[steps]
     starts: Rows  # int32[rules + 1]
+
+    def columns(self) -> tuple[Rows, Rows, Bytes, Doubles, Rows, Rows]:
+        """Return the arrays in the order kernels take them."""
+        return self.left, self.right, self.operators, self.constants, self.steps, self.starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +180,14 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementColumns:
+    """What the core reads of placements, one row each."""
+
+    codes: Rows  # int32[p, 4]: channel row, goal row, policy, Thompson's draws
+    parameters: Doubles  # float64[p]: epsilon, gamma, or the floor share
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """One compiled catalog revision."""
 
@@ -173,7 +200,9 @@ class Catalog:
     rules: Rules
     actions: ActionColumns
     goals: tuple[Goal, ...]
+    goal_base_log_odds: Floats  # float32[goals]
     placements: tuple[Placement, ...]
+    placement_columns: PlacementColumns
     placement_rows: dict[str, int]
     goal_rows: dict[str, int]
     channel_rows: dict[str, int]

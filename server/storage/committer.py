@@ -22,12 +22,24 @@ from server.storage.record import Draft
 TICK_IDLE_US = 1_000_000
 FULL_PAUSE_S = 1.0
 
-Waiter = asyncio.Future[Receipt]
+Receipts = asyncio.Future[list[Receipt]]
+
+
+class _Waiting:
+    """Somebody who waits for the receipts of several drafts; they may come from several groups."""
+
+    __slots__ = ("future", "left", "receipts")
+
+    def __init__(self, future: Receipts, n_drafts: int) -> None:
+        self.future = future
+        self.receipts: list[Receipt | None] = [None] * n_drafts
+        self.left = n_drafts
 
 
 class _Queued(NamedTuple):
     draft: Draft
-    waiter: Waiter | None
+    waiting: _Waiting | None
+    position: int  # among the drafts of the one who waits
 
 
 class GroupCommitter:
@@ -43,6 +55,7 @@ class GroupCommitter:
         *,
         wall_us: Callable[[], int],
         on_failure: Callable[[], None],
+        is_latched: Callable[[], bool] = lambda: False,
         on_commit: Callable[[int, float], None] = lambda _records, _seconds: None,
         wait_ms: float = 5.0,
         queue_records_max: int = 8_192,
@@ -53,6 +66,7 @@ class GroupCommitter:
             log: where to append.
             wall_us: the clock that stamps groups.
             on_failure: called once, on the thread, when the log becomes unusable.
+            is_latched: says whether another process met a failed write; then nothing is acknowledged here either.
             on_commit: told of each group's size and seconds, on the thread.
             wait_ms: how long a draft nobody waits for may wait for company.
             queue_records_max: drafts that may be queued.
@@ -60,6 +74,7 @@ class GroupCommitter:
         self._log = log
         self._wall_us = wall_us
         self._on_failure = on_failure
+        self._is_latched = is_latched
         self._on_commit = on_commit
         self._wait_s = wait_ms / 1000
         self._queue_records_max = queue_records_max
@@ -93,24 +108,28 @@ class GroupCommitter:
 
     def offer(self, drafts: Sequence[Draft]) -> None:
         """Queue drafts nobody waits for; the caller has asked accepting before. Cost: under 1 µs each."""
-        self._queue.extend([_Queued(draft, None) for draft in drafts])
+        self._queue.extend([_Queued(draft, None, 0) for draft in drafts])
         if not self._some.is_set():
             self._some.set()
 
-    def submit(self, draft: Draft) -> Waiter:
-        """Queue a draft and return the future of its receipt; the commit begins at once.
+    def submit(self, drafts: Sequence[Draft]) -> Receipts:
+        """Queue drafts and return the future of their receipts, in order; the commit begins at once.
 
-        The future fails with LogFullError or LogUnavailableError; then nothing was recorded, or it is not known to be.
+        The future fails with LogFullError or LogUnavailableError; then some of the drafts may be recorded and others
+        not, and their caller retries all of them under the same keys.
         """
         assert self._loop is not None, "start() comes first"
-        waiter: Waiter = self._loop.create_future()
-        if self._failed:
-            waiter.set_exception(LogUnavailableError("the log has failed"))
+        future: Receipts = self._loop.create_future()
+        if not drafts:
+            future.set_result([])
+        elif self._failed:
+            future.set_exception(LogUnavailableError("the log has failed"))
         else:
-            self._queue.append(_Queued(draft, waiter))
+            waiting = _Waiting(future, len(drafts))
+            self._queue.extend([_Queued(draft, waiting, index) for index, draft in enumerate(drafts)])
             self._urgent.set()
             self._some.set()
-        return waiter
+        return future
 
     def close(self) -> None:
         """Commit what is queued and end the thread."""
@@ -141,26 +160,23 @@ class GroupCommitter:
         try:
             receipts: list[Receipt] | Exception = self._log.append([queued.draft for queued in group], self._wall_us())
             self._full_until = 0.0
+            if self._is_latched():
+                raise LogUnavailableError("another process met a failed write")
         except LogFullError as error:
             self._full_until = time.monotonic() + FULL_PAUSE_S
             receipts = error
         except LogUnavailableError as error:
             receipts = error
-            self._fail()
+            self._failed = True
         self._on_commit(len(group), time.monotonic() - started)
-        waiting = [
-            (queued.waiter, receipts if isinstance(receipts, Exception) else receipts[i])
-            for i, queued in enumerate(group)
-            if queued.waiter is not None
-        ]
-        self._deliver(waiting)
+        self._deliver(group, receipts)
+        if self._failed:
+            self._fail()
 
     def _fail(self) -> None:
         """Refuse everything queued: after a failed commit nothing may be acknowledged."""
-        self._failed = True
         left = [self._queue.popleft() for _ in range(len(self._queue))]
-        error = LogUnavailableError("the log has failed")
-        self._deliver([(queued.waiter, error) for queued in left if queued.waiter is not None])
+        self._deliver(left, LogUnavailableError("the log has failed"))
         self._on_failure()
 
     def _append_tick(self) -> None:
@@ -169,18 +185,34 @@ class GroupCommitter:
         except LogFullError:
             self._full_until = time.monotonic() + FULL_PAUSE_S
         except LogUnavailableError:
+            self._failed = True
             self._fail()
 
-    def _deliver(self, waiting: list[tuple[Waiter, Receipt | Exception]]) -> None:
-        if waiting and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_resolve, waiting)
+    def _deliver(self, group: list[_Queued], receipts: list[Receipt] | Exception) -> None:
+        """Wake those whose last draft was in this group; on the event loop, in one call."""
+        done: list[_Waiting] = []
+        for i, queued in enumerate(group):
+            waiting = queued.waiting
+            if waiting is None:
+                continue
+            if isinstance(receipts, Exception):
+                waiting.left = 0
+                done.append(waiting)
+                continue
+            waiting.receipts[queued.position] = receipts[i]
+            waiting.left -= 1
+            if waiting.left == 0:
+                done.append(waiting)
+        error = receipts if isinstance(receipts, Exception) else None
+        if done and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, done, error)
 
 
-def _resolve(waiting: list[tuple[Waiter, Receipt | Exception]]) -> None:
-    for waiter, receipt in waiting:
-        if waiter.done():  # the caller went away; the record stands all the same
+def _resolve(done: list[_Waiting], error: Exception | None) -> None:
+    for waiting in done:
+        if waiting.future.done():  # the caller went away, or failed already; what is recorded stands all the same
             continue
-        if isinstance(receipt, Exception):
-            waiter.set_exception(receipt)
+        if error is not None:
+            waiting.future.set_exception(error)
         else:
-            waiter.set_result(receipt)
+            waiting.future.set_result([receipt for receipt in waiting.receipts if receipt is not None])

@@ -94,10 +94,10 @@ class LmdbLog:
             self._env.open_db(name, create=False) for name in (b"blocks", b"keys", b"subjects", b"heads", b"meta")
         )
         with self._env.begin(db=self._meta) as txn:
-            (schema,) = _LSN.unpack(txn.get(b"schema"))
+            (schema,) = _LSN.unpack(txn.get(b"schema", b""))
             if schema > SCHEMA:
                 raise SchemaTooNewError(f"the log has schema {schema}, this build reads up to {SCHEMA}")
-            self._log_id = bytes(txn.get(b"log_id"))
+            self._log_id = bytes(txn.get(b"log_id", b""))
 
     @property
     def log_id(self) -> bytes:
@@ -199,6 +199,10 @@ class LmdbLog:
         info = self._env.info()
         return float((info["last_pgno"] + 1) * self._env.stat()["psize"] / info["map_size"])
 
+    def check_readers(self) -> None:
+        """Free the slots of readers that died; every few seconds, or they run out."""
+        self._env.reader_check()
+
     def close(self) -> None:
         """See Log."""
         self._env.close()
@@ -210,7 +214,7 @@ class LmdbLog:
         with self._env.begin(write=True, db=meta) as txn:
             txn.put(b"schema", _LSN.pack(SCHEMA), overwrite=False)
             txn.put(b"log_id", os.urandom(16), overwrite=False)
-            return bytes(txn.get(b"log_id"))
+            return bytes(txn.get(b"log_id", b""))
 
     def _append_fresh(
         self, drafts: Sequence[Draft], sealed: list[tuple[bytes, bytes]], wall_us: int
@@ -225,7 +229,7 @@ class LmdbLog:
                 for lsn, draft in enumerate(drafts, tail.lsn + 1)
                 if draft.key != NO_KEY
             ]
-            consumed, added = txn.cursor(self._keys).putmulti(keys, overwrite=False) if keys else (0, 0)
+            _, added = txn.cursor(self._keys).putmulti(keys, overwrite=False) if keys else (0, 0)
             if added != len(keys):
                 txn.abort()
                 return None
@@ -241,17 +245,18 @@ class LmdbLog:
         moved: dict[str, int] = {}
         with self._env.begin(write=True) as txn:
             tail = _tail(txn, self._meta)
+            time_us = max(tail.time_us, wall_us)
             for draft, body in zip(drafts, sealed, strict=True):
                 lsn = tail.lsn + len(accepted) + 1
                 if draft.key != NO_KEY and (value := txn.get(draft.key, db=self._keys)):
                     entry = KeyEntry(*_KEY.unpack(value))
                     fate = Fate.DUPLICATE if entry.payload_digest == draft.payload_digest else Fate.KEY_REUSED
-                    receipts.append(Receipt(fate, entry.lsn, tail.time_us))
+                    receipts.append(Receipt(fate, entry.lsn, time_us))
                     continue
                 if draft.expected_head is not None:
                     head = moved.get(draft.head) or _head(txn, draft.head, self._heads)
                     if head != draft.expected_head:
-                        receipts.append(Receipt(Fate.HEAD_MOVED, head, tail.time_us))
+                        receipts.append(Receipt(Fate.HEAD_MOVED, head, time_us))
                         continue
                 if draft.key != NO_KEY:
                     txn.put(draft.key, _KEY.pack(lsn, draft.payload_digest), db=self._keys)
@@ -270,14 +275,13 @@ class LmdbLog:
         if not accepted:
             return []
         lsn, chain, time_us = tail.lsn, tail.chain, max(tail.time_us, wall_us)
-        receipts, subjects = [], []
+        receipts: list[Receipt] = []
+        subjects: list[tuple[bytes, bytes]] = []
         block: list[bytes] = []
         block_bytes, block_lsn = 0, lsn + 1
         for draft, (body, digest) in accepted:
             lsn += 1
-            data, chain = seal(
-                draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=chain
-            )
+            data, chain = seal(draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=chain)
             if block and block_bytes + len(data) > _BLOCK_BYTES_MAX:
                 txn.put(_LSN.pack(block_lsn), b"".join(block), db=self._blocks, append=True)
                 block, block_bytes, block_lsn = [], 0, lsn

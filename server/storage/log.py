@@ -6,11 +6,13 @@ contract below is executable in ``tests/contract/test_log.py``, and every engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from server.errors import TsugiError
 from server.storage.record import Draft, Record
+from tsugi.v1.error_reason_pb2 import ErrorReason
 
 READ_RECORDS_MAX = 4_096
 
@@ -29,7 +31,7 @@ class Receipt(NamedTuple):
 
     fate: Fate
     lsn: int
-    time_us: int
+    time_us: int  # log time of the group
 
 
 class Tail(NamedTuple):
@@ -130,11 +132,44 @@ class Log(Protocol):
         """Let go of files; nothing may be called afterwards."""
 
 
-OpenLog = Callable[[], Log]
-
-
 def follow(log: Log, from_lsn: int) -> Iterator[Record]:
     """Yield the records from from_lsn on until the present end, in bounded reads."""
     while records := log.read(from_lsn):
         yield from records
         from_lsn = records[-1].lsn + 1
+
+
+def settled(receipt: Receipt) -> Receipt:
+    """Return the receipt of a draft that stands in the log, now or since before.
+
+    Raises:
+        TsugiError: the key was used with another payload, or the head has moved.
+    """
+    if receipt.fate is Fate.KEY_REUSED:
+        raise TsugiError(
+            ErrorReason.ERROR_REASON_IDEMPOTENCY_KEY_REUSED,
+            "this id was used before with another payload; the first stands, use a new id",
+            lsn=receipt.lsn,
+        )
+    if receipt.fate is Fate.HEAD_MOVED:
+        raise TsugiError(
+            ErrorReason.ERROR_REASON_ETAG_MISMATCH,
+            f"etag: the present one is {receipt.lsn}; read again and decide anew",
+            etag=receipt.lsn,
+        )
+    return receipt
+
+
+def refusal(error: LogFullError | LogUnavailableError) -> TsugiError:
+    """Say to a caller that nothing was recorded."""
+    if isinstance(error, LogFullError):
+        if error.is_map:
+            return TsugiError(
+                ErrorReason.ERROR_REASON_LOG_MAP_FULL,
+                "the log's map is full, nothing was recorded; raise log.map_bytes, then retry with the same id",
+            )
+        return TsugiError(
+            ErrorReason.ERROR_REASON_LOG_VOLUME_FULL,
+            "the log's volume is full, nothing was recorded; free space, then retry with the same id",
+        )
+    return TsugiError(ErrorReason.ERROR_REASON_LOG_UNAVAILABLE, "the log cannot record now; retry with the same id")

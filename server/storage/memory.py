@@ -75,12 +75,13 @@ class MemoryLog:
         """See Log."""
 
     def _append_one(self, draft: Draft, wall_us: int) -> Receipt:
+        time_us = max(self._tail.time_us, wall_us)
         if draft.key != NO_KEY and (entry := self._keys.get(draft.key)):
             same = entry.payload_digest == draft.payload_digest
-            return Receipt(Fate.DUPLICATE if same else Fate.KEY_REUSED, entry.lsn, unseal(self._records[entry.lsn - 1]).time_us)
+            return Receipt(Fate.DUPLICATE if same else Fate.KEY_REUSED, entry.lsn, time_us)
         if draft.expected_head is not None and (head := self.head(draft.head)) != draft.expected_head:
-            return Receipt(Fate.HEAD_MOVED, head, self._tail.time_us)
-        lsn, time_us = self._tail.lsn + 1, max(self._tail.time_us, wall_us)
+            return Receipt(Fate.HEAD_MOVED, head, time_us)
+        lsn = self._tail.lsn + 1
         body, digest = body_of(draft, salt=lsn.to_bytes(16, "little"))
         data, chain = seal(
             draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=self._tail.chain

@@ -1,0 +1,248 @@
+"""A small caller's command: one call of tsugi.client each, the reply as JSON on standard output.
+
+A refusal goes to standard error as JSON too, with its reason and every field at fault, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+from tsugi.client import CallError, Client, event, source_record
+
+_ADDRESS = click.option(
+    "--address", envvar="TSUGI_ADDRESS", default="127.0.0.1:7410", show_default=True, help="Where the server is."
+)
+_IDENTITY = click.option(
+    "--identity", "identities", multiple=True, metavar="NAMESPACE=VALUE",
+    help="Who it is about; may be given several times.",
+)  # fmt: skip
+_VALIDATE_ONLY = click.option("--validate-only", is_flag=True, help="Check, and change nothing.")
+_TYPED = "numbers, true and false are typed, anything else is text"
+
+
+@click.command()
+@_ADDRESS
+@_IDENTITY
+@click.option("--profile-id", default="", help="Who it is about, by the server's own id.")
+@click.option("--placement", "placements", multiple=True, required=True, metavar="NAME[:COUNT]", help="What to fill.")
+@click.option("--context", multiple=True, metavar="NAME=VALUE", help=f"A fact of this request; {_TYPED}.")
+@click.option("--request-id", default="", help="Makes the call idempotent.")
+@click.option("--at-least-lsn", type=int, default=0, help="Decide on a state that includes this record.")
+@click.option("--durable", is_flag=True, help="Answer when the record is on disk.")
+@click.option("--preview", is_flag=True, help="Decide, and record nothing.")
+def decide(address: str, placements: tuple[str, ...], **options: Any) -> None:
+    """Ask for the best next actions."""
+    options["identities"] = _pairs(options["identities"])
+    options["context"] = _facts(options["context"])
+    asked = [(name, int(count or 1)) for name, _, count in (entry.partition(":") for entry in placements)]
+    with _calling(address) as client:
+        _show(client.decide(asked, **options))
+
+
+@click.command("outcome")
+@_ADDRESS
+@click.argument("decision_id")
+@click.argument("action")
+@click.argument("outcome_type")
+@click.option("--outcome-id", default="", help="Your id of this outcome; by default a new one.")
+@click.option("--value", type=float, default=0.0, help="A number that belongs to it.")
+def report_outcome(
+    address: str, decision_id: str, action: str, outcome_type: str, outcome_id: str, value: float
+) -> None:
+    """Tell what happened after a decision."""
+    with _calling(address) as client:
+        _show(client.report_outcome(decision_id, action, outcome_id or uuid.uuid4().hex, outcome_type, value=value))
+
+
+@click.command()
+@_ADDRESS
+@click.option("--identity", default="", metavar="NAMESPACE=VALUE", help="Who it is about.")
+@click.option("--profile-id", default="", help="The server's own id of the person.")
+@click.option("--at-least-lsn", type=int, default=0, help="Answer from a state that includes this record.")
+def profile(address: str, identity: str, profile_id: str, at_least_lsn: int) -> None:
+    """Show one golden record."""
+    with _calling(address) as client:
+        pair = _pairs((identity,))[0] if identity else None
+        _show(client.get_profile(profile_id=profile_id, identity=pair, at_least_lsn=at_least_lsn))
+
+
+@click.command()
+@_ADDRESS
+@_IDENTITY
+@click.option("--source", default="command_line", show_default=True, help="Who says so.")
+@click.option("--record-id", default="", help="The source's id of this record; by default a new one.")
+@click.option("--attribute", "attributes", multiple=True, metavar="NAME=VALUE", help=f"A lasting fact; {_TYPED}.")
+@click.option("--event", "event_type", default="", help="The type of something that happened.")
+@click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="A fact of the event.")
+def ingest(
+    address: str, identities: tuple[str, ...], source: str, record_id: str, attributes: tuple[str, ...],
+    event_type: str, properties: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Record facts about one person."""
+    record = source_record(
+        record_id or uuid.uuid4().hex,
+        source,
+        _pairs(identities),
+        attributes=_facts(attributes),
+        event=event(event_type, _facts(properties)) if event_type else None,
+    )
+    with _calling(address) as client:
+        _show(client.ingest_records([record]))
+
+
+@click.command("push-catalog")
+@_ADDRESS
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--etag", default="", help="Refuse unless this is the present etag.")
+@click.option("--request-id", default="", help="Makes the call idempotent.")
+@_VALIDATE_ONLY
+def push_catalog(address: str, file: Path, etag: str, request_id: str, validate_only: bool) -> None:
+    """Put the catalog of a YAML file in force."""
+    from server.catalog.loading import load_catalog
+    from server.errors import TsugiError
+
+    try:
+        catalog = load_catalog(file.read_text())
+    except TsugiError as error:
+        _fail(
+            {
+                "message": error.message,
+                "violations": [{"field": path, "description": text} for path, text in error.violations],
+            }
+        )
+    with _calling(address) as client:
+        _show(client.push_catalog(catalog, etag=etag, request_id=request_id, validate_only=validate_only))
+
+
+@click.command("get-catalog")
+@_ADDRESS
+@click.option("--revision", default="", help="By default the one in force.")
+def get_catalog(address: str, revision: str) -> None:
+    """Show a catalog revision."""
+    with _calling(address) as client:
+        _show(client.get_catalog(revision))
+
+
+@click.command("list-catalogs")
+@_ADDRESS
+def list_catalogs(address: str) -> None:
+    """List the catalogs that were put in force, newest first."""
+    with _calling(address) as client:
+        _show(client.list_catalog_revisions())
+
+
+@click.command("rollback-catalog")
+@_ADDRESS
+@click.option("--revision", default="", help="By default the one before the present.")
+@click.option("--etag", default="", help="Refuse unless this is the present etag.")
+@_VALIDATE_ONLY
+def rollback_catalog(address: str, revision: str, etag: str, validate_only: bool) -> None:
+    """Put an earlier catalog in force again."""
+    with _calling(address) as client:
+        _show(client.rollback_catalog(revision, etag=etag, validate_only=validate_only))
+
+
+@click.command("push-model")
+@_ADDRESS
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--label", required=True, help="A name for people.")
+@_VALIDATE_ONLY
+def push_model(address: str, file: Path, label: str, validate_only: bool) -> None:
+    """Store a model bundle as a revision; its role does not change."""
+    with _calling(address) as client:
+        _show(client.push_model(file.read_bytes(), label, validate_only=validate_only))
+
+
+@click.command("list-models")
+@_ADDRESS
+def list_models(address: str) -> None:
+    """List the stored model revisions, newest first."""
+    with _calling(address) as client:
+        _show(client.list_model_revisions())
+
+
+@click.command("assign-champion")
+@_ADDRESS
+@click.argument("revision", default="")
+@click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
+@_VALIDATE_ONLY
+def assign_champion(address: str, revision: str, etag: str, validate_only: bool) -> None:
+    """Make a stored revision the champion; without one, nobody is."""
+    with _calling(address) as client:
+        _show(client.assign_model_role(revision, etag=etag, validate_only=validate_only))
+
+
+@click.command("rollback-champion")
+@_ADDRESS
+@click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
+@_VALIDATE_ONLY
+def rollback_champion(address: str, etag: str, validate_only: bool) -> None:
+    """Give the role champion back to who had it before."""
+    with _calling(address) as client:
+        _show(client.rollback_model(etag=etag, validate_only=validate_only))
+
+
+ALL: tuple[click.Command, ...] = (
+    decide, report_outcome, profile, ingest, push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
+    list_models, assign_champion, rollback_champion,
+)  # fmt: skip
+
+
+@contextmanager
+def _calling(address: str) -> Iterator[Client]:
+    """Give a client, and tell a refusal."""
+    try:
+        with Client(address) as client:
+            yield client
+    except CallError as error:
+        _fail(
+            {
+                "code": error.code.name,
+                "reason": error.reason,
+                "message": error.message,
+                "metadata": error.metadata,
+                "violations": [{"field": path, "description": text} for path, text in error.violations],
+            }
+        )
+
+
+def _show(message: Message) -> None:
+    click.echo(json_format.MessageToJson(message, ensure_ascii=False))
+
+
+def _fail(told: dict[str, object]) -> NoReturn:
+    click.echo(json.dumps({name: value for name, value in told.items() if value}, indent=2), err=True)
+    sys.exit(1)
+
+
+def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _facts(texts: tuple[str, ...]) -> dict[str, str | float | bool]:
+    return {name: _fact(value) for name, value in _pairs(texts)}
+
+
+def _fact(text: str) -> str | float | bool:
+    if text in {"true", "false"}:
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text

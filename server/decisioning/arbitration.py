@@ -1,0 +1,104 @@
+"""Which first: propensities become priorities.
+
+propensity = sigmoid(prior log-odds + correction), and priority = propensity × value × weight × lever. Handed columns,
+gives columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from server.catalog.catalog import Doubles, Floats, Rows
+from server.decisioning.kernel import kernel
+
+
+@kernel
+def propensities(
+    prior_log_odds: Floats, rows: Rows, learned: Floats, weights: Doubles, intercepts: Doubles, out: Floats
+) -> None:
+    """Write the propensity of each candidate: the prior corrected by what was learned seconds ago.
+
+    Args:
+        prior_log_odds: float32[m].
+        rows: int32[m], the catalog row of each candidate.
+        learned: float32[d], what the learners read of person and context.
+        weights: float64[n, d], the learner's correction for each catalog row; zero where nothing was learned.
+        intercepts: float64[n].
+        out: float32[m], written; within (0, 1).
+
+    Cost: O(m × d), some 1 ns each, and one exponential a candidate.
+    """
+    for i in range(rows.size):
+        row = rows[i]
+        log_odds = float(prior_log_odds[i]) + intercepts[row]
+        for j in range(learned.size):
+            log_odds += weights[row, j] * learned[j]
+        out[i] = 1.0 / (1.0 + math.exp(-log_odds))
+
+
+@kernel
+def priorities(propensity: Floats, rows: Rows, worth: Doubles, weights: Doubles, channel: int, out: Doubles) -> None:
+    """Write propensity × value × lever × weight of each candidate; NaN where it has no treatment for the channel.
+
+    Args:
+        propensity: float32[m].
+        rows: int32[m].
+        worth: float64[n, 2], value and lever.
+        weights: float64[n, channels].
+        channel: the channel's row.
+        out: float64[m], written.
+    """
+    for i in range(rows.size):
+        row = rows[i]
+        out[i] = float(propensity[i]) * worth[row, 0] * worth[row, 1] * weights[row, channel]
+
+
+@kernel
+def posteriors(
+    prior_log_odds: Floats,
+    rows: Rows,
+    learned: Floats,
+    posterior_rows: Rows,
+    means: Doubles,
+    covariances: Doubles,
+    scale: float,
+    mean_out: Floats,
+    deviation_out: Floats,
+) -> None:
+    """Write mean and standard deviation of each candidate's reward under the Bayesian learner.
+
+    mean = sigmoid(prior) + μ·x and variance = x'Σx, where x is (learned, 1) × scale (Bishop, Pattern Recognition and
+    Machine Learning, 2006, equations 3.58 and 3.59, without the noise of a single outcome).
+
+    Args:
+        prior_log_odds: float32[m].
+        rows: int32[m].
+        learned: float32[d].
+        posterior_rows: int32[n], where each catalog row's posterior stands; those not learned about share the prior's.
+        means: float64[r, d + 1], μ, the intercept last.
+        covariances: float64[r, d + 1, d + 1], Σ.
+        scale: factor on x.
+        mean_out: float32[m], written.
+        deviation_out: float32[m], written.
+
+    Cost: O(m × d²); the quadratic form dominates, some 0.6 µs a candidate at d = 24.
+    """
+    d = learned.size
+    x = np.empty(d + 1, np.float64)
+    x[:d] = learned
+    x[d] = 1.0
+    x *= scale
+    for i in range(rows.size):
+        row = posterior_rows[rows[i]]
+        mean = 1.0 / (1.0 + math.exp(-float(prior_log_odds[i])))
+        variance = 0.0
+        for j in range(d + 1):
+            mean += means[row, j] * x[j]
+            inner = 0.0
+            for k in range(d + 1):
+                inner += covariances[row, j, k] * x[k]
+            variance += x[j] * inner
+        mean_out[i] = mean
+        deviation_out[i] = math.sqrt(max(variance, 0.0))

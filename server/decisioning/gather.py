@@ -1,0 +1,221 @@
+"""What a decision is about: requests and profiles as rows of columns.
+
+Handed validated requests, the catalog in force and a snapshot of the state; gives the Questions that the core takes.
+Whatever the catalog must know about a request (names, types, ranges) is checked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+
+import numpy as np
+
+from server.catalog.catalog import NOW_FACT, Bytes, Catalog
+from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
+from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
+from server.errors import field_invalid, limit_exceeded, not_found
+from server.profiles import repository
+from server.storage.record import NO_KEY
+from server.storage.store import Snapshot
+from tsugi.v1.decision_pb2 import Degradation
+from tsugi.v1.decision_service_pb2 import DecideRequest
+
+
+class Asked:
+    """One request on its way through a worker."""
+
+    __slots__ = (
+        "arrived",
+        "asks",
+        "decision_key",
+        "degradations",
+        "facts",
+        "listing",
+        "mode",
+        "payload_digest",
+        "profile_key",
+        "raw",
+        "request",
+        "seed",
+        "stale_until",
+        "state_lsn",
+        "subjects",
+        "waiter",
+    )
+
+    def __init__(
+        self, request: DecideRequest, raw: bytes, waiter: asyncio.Future[bytes], arrived: float, stale_until: float
+    ) -> None:
+        self.request = request
+        self.raw = raw
+        self.waiter = waiter
+        self.arrived = arrived  # time.monotonic()
+        self.stale_until = stale_until  # until when it may wait for at_least_lsn
+        self.degradations: list[int] = []
+        self.decision_key = NO_KEY
+        self.payload_digest = NO_KEY
+        self.profile_key = b""
+        self.subjects: tuple[bytes, ...] = ()
+        self.mode = EXPLORE
+        self.asks: list[tuple[int, int]] = []  # (placement row, slots)
+        self.listing: Bytes | None = None
+        self.facts: list[tuple[int, float]] = []  # (position, number) of the context
+        self.seed = 0
+        self.state_lsn = 0
+
+    def answer(self, reply: bytes) -> None:
+        """Give the caller the reply, unless the caller has gone."""
+        if not self.waiter.done():
+            self.waiter.set_result(reply)
+
+    def refuse(self, error: Exception) -> None:
+        """Give the caller the error, unless the caller has gone."""
+        if not self.waiter.done():
+            self.waiter.set_exception(error)
+
+
+class Batch:
+    """Requests that are decided together.
+
+    Args:
+        catalog: the revision in force.
+        now_us: the instant of all these decisions.
+        size_max: how many there can be at most.
+    """
+
+    def __init__(self, catalog: Catalog, now_us: int, size_max: int) -> None:
+        self.catalog = catalog
+        self.now_us = now_us
+        self.asked: list[Asked] = []
+        self.facts = np.full((size_max, len(catalog.space.facts)), math.nan)
+        self.facts[:, NOW_FACT] = now_us
+
+    def add(self, asked: Asked, seed: int, state_lsn: int) -> None:
+        """Take in a gathered request; the row it was gathered into is now its own."""
+        asked.seed = seed
+        asked.state_lsn = state_lsn
+        self.asked.append(asked)
+
+    def questions(self) -> Questions:
+        """Return the columns the core takes."""
+        asked = self.asked
+        listings = [each.listing for each in asked if each.listing is not None]
+        listing_rows, next_row = [], 0
+        for each in asked:
+            listing_rows.append(next_row if each.listing is not None else -1)
+            next_row += each.listing is not None
+        asks = [ask for each in asked for ask in each.asks]
+        starts = [0]
+        for each in asked:
+            starts.append(starts[-1] + len(each.asks))
+        table = np.array(asks, np.int32)
+        return Questions(
+            facts=self.facts[: len(asked)],
+            now_us=self.now_us,
+            listings=np.stack(listings) if listings else _no_listings(len(self.catalog.actions.names)),
+            listing_rows=np.array(listing_rows, np.int32),
+            ask_starts=np.array(starts, np.int32),
+            ask_placements=np.ascontiguousarray(table[:, 0]),
+            ask_counts=np.ascontiguousarray(table[:, 1]),
+            seeds=np.array([each.seed for each in asked], np.uint64),
+            modes=np.array([each.mode for each in asked], np.uint8),
+        )
+
+
+def gather_request(asked: Asked, batch: Batch) -> None:
+    """Resolve a request's names against the catalog and write its context into the batch's next row.
+
+    Raises:
+        TsugiError: an unknown placement, namespace, context attribute or action; a value of the wrong type; too many
+            slots.
+    """
+    catalog, request = batch.catalog, asked.request
+    asked.asks = _asks(request, catalog)
+    asked.listing = _listing(request, catalog) if request.candidate_actions or request.excluded_actions else None
+    facts = batch.facts[len(batch.asked)]
+    facts[NOW_FACT + 1 :] = math.nan
+    for name, value in request.context.items():
+        position = catalog.space.index.get(f"context.{name}")
+        if position is None:
+            raise not_found("context attribute", name, f"context.{name[:64]}")
+        number = catalog.space.facts[position].encode(value)
+        if math.isnan(number):  # of another type, or out of range
+            raise field_invalid(f"context.{name}", catalog.space.facts[position].wanted())
+        facts[position] = number
+    for i, identity in enumerate(request.identities):
+        if identity.namespace not in catalog.namespaces:
+            raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
+
+
+def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot) -> None:
+    """Find the person and write what is known of them into the batch's next row; say what is missing."""
+    catalog, request = batch.catalog, asked.request
+    profile_key: bytes | None
+    if request.profile_id:
+        profile_key = bytes.fromhex(request.profile_id)
+    else:
+        profile_key = repository.find(snapshot, request.identities)
+    try:
+        stored = repository.load(snapshot, profile_key) if profile_key is not None else None
+        if stored is not None:
+            batch.facts[len(batch.asked), catalog.space.profile_slice] = repository.facts_under(stored, catalog.space)
+    except repository.CorruptProfileError:
+        asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNAVAILABLE)
+    else:
+        if stored is None:
+            profile_key = None
+            asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNKNOWN)
+    asked.profile_key = profile_key or b""
+    asked.subjects = (
+        (asked.profile_key,) if asked.profile_key else tuple(map(repository.identity_key, request.identities))
+    )
+    asked.mode = RANDOM_CONTROL if is_random_control(catalog, asked.subjects[0] if asked.subjects else b"") else EXPLORE
+
+
+def is_random_control(catalog: Catalog, subject: bytes) -> bool:
+    """Say whether a person belongs to the random control; the same for ever, until share or salt change.
+
+    Args:
+        catalog: states share and salt.
+        subject: the profile key, or for a person not known yet the first identity's key; empty: nobody.
+    """
+    if not catalog.random_control_share or not subject:
+        return False
+    digest = hashlib.blake2b(subject, key=catalog.random_control_salt, digest_size=8, person=b"control").digest()
+    return int.from_bytes(digest, "little") < catalog.random_control_share * 2.0**64
+
+
+def _asks(request: DecideRequest, catalog: Catalog) -> list[tuple[int, int]]:
+    asks: list[tuple[int, int]] = []
+    for i, placement in enumerate(request.placements):
+        row = catalog.placement_rows.get(placement.placement)
+        if row is None:
+            raise not_found("placement", placement.placement, f"placements[{i}].placement")
+        count = placement.count or 1
+        if count > catalog.placements[row].count_max:
+            raise limit_exceeded(f"placements[{i}].count", count, catalog.placements[row].count_max, "slots")
+        if any(row == earlier for earlier, _ in asks):
+            raise field_invalid(f"placements[{i}].placement", "a placement may be asked for once in a request")
+        asks.append((row, count))
+    return asks
+
+
+def _listing(request: DecideRequest, catalog: Catalog) -> Bytes:
+    rows = catalog.actions.rows
+    listing = np.full(len(rows), NOT_LISTED if request.candidate_actions else LISTED, np.uint8)
+    for field, names, mark in (
+        ("candidate_actions", request.candidate_actions, LISTED),
+        ("excluded_actions", request.excluded_actions, EXCLUDED),
+    ):
+        for i, name in enumerate(names):
+            row = rows.get(name)
+            if row is None:
+                raise not_found("action", name, f"{field}[{i}]")
+            listing[row] = mark
+    return listing
+
+
+def _no_listings(n: int) -> Bytes:
+    return np.empty((0, n), np.uint8)

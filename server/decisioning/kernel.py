@@ -1,0 +1,41 @@
+"""How the decision leaves are compiled: plain loops over columns, turned into machine code by Numba.
+
+Why loops and not numpy: a decision over 100 candidates is some forty small steps. As numpy calls each pays its own
+entry, and after a wake-up of the transport each pays it with cold caches; fused they cost a fifth
+(``decide100.hot_compute`` of ``make bench``). The numpy form of every leaf stands in ``tests/support`` as its oracle.
+
+The compiled code is cached on disk in a folder named by a hash of every module that holds kernels, because Numba
+looks at the caller's file alone and would keep using an old leaf inside it. The cache is Numba's own format, which is
+pickle: ``app.py`` refuses to start when others may write to the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+import numba  # the setting above is read at import
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
+
+def _cache_folder() -> Path:
+    folder = Path(__file__).resolve().parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(folder.glob("*.py")):
+        digest.update(source.read_bytes())
+    return folder / "__pycache__" / f"kernels-{digest.hexdigest()[:16]}"
+
+
+CACHE_FOLDER = Path(os.environ["NUMBA_CACHE_DIR"]) if "NUMBA_CACHE_DIR" in os.environ else _cache_folder()
+numba.config.CACHE_DIR = str(CACHE_FOLDER)  # type: ignore[attr-defined]  # set from the environment at import
+
+
+def kernel(function: _Kernel) -> _Kernel:
+    """Compile a function over arrays and numbers; the types it is first called with are the ones it is for."""
+    return cast(_Kernel, numba.njit(cache=True, error_model="numpy")(function))

@@ -1,0 +1,189 @@
+"""What decisions are scored with: the champion and the learners' published arrays, aligned with one catalog.
+
+Made by ``live.py`` off the event loop whenever catalog, role or arrays change; immutable afterwards. Rows and columns
+of the learner's arrays are matched to the catalog by name, so that either side may change first: an action nothing
+was learned about gets no correction and the widest posterior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.catalog.catalog import THOMPSON, Catalog, Doubles, FeatureColumns, Floats, Rows
+from server.decisioning.bundle_columns import ModelColumns
+from server.decisioning.features import encode_rows
+from server.registry.scorers import OnnxScorer, ScoringError
+from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
+
+NO_GOAL = -1
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The model whose output is the prior; without one, the goals' base rates are."""
+
+    sha256: bytes  # of its bundle; empty: no champion
+    goal_row: int  # NO_GOAL: no champion
+    shared: FeatureColumns  # columns that read person and context
+    shared_positions: Rows  # int32[shared], where they stand in the input
+    template: Floats  # float32[n, d], the action's columns of each row; the shared ones are written over it
+    scorer: OnnxScorer | None
+    is_unavailable: bool = False  # there should be one, and it does not fit the catalog in force
+
+    def score(self, inputs: Floats) -> tuple[Floats, bool]:
+        """Return prior log-odds float32[m], and whether the model failed so that zeros stand in.
+
+        Cost: one call into onnxruntime for all rows.
+        """
+        if self.scorer is None:
+            return _NO_PRIOR, self.is_unavailable
+        try:
+            return self.scorer.score(inputs), False
+        except ScoringError:
+            return np.zeros(inputs.shape[0], np.float32), True
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """One consistent set: champion and learner arrays under one catalog."""
+
+    champion: Champion
+    correction_weights: Doubles  # float64[goals, n, d]
+    correction_intercepts: Doubles  # float64[goals, n]
+    posterior_rows: Rows  # int32[goals, n]: row in the posteriors; 0 is the prior
+    posterior_means: Doubles  # float64[r, d + 1]
+    posterior_covariances: Doubles  # float64[r, d + 1, d + 1]
+    posterior_scale: float
+    learner_epoch: int
+    learned_lsn: int
+    learned_time_us: int
+    arrays_sha256: bytes
+
+
+_NO_PRIOR: Floats = np.empty(0, np.float32)
+
+
+def no_champion(catalog: Catalog, *, is_unavailable: bool = False) -> Champion:
+    """Return the absence of a champion, as columns; is_unavailable when there should be one."""
+    return Champion(
+        sha256=b"",
+        goal_row=NO_GOAL,
+        shared=_no_columns(),
+        shared_positions=_frozen(np.empty(0, np.int32)),
+        template=_frozen(np.empty((len(catalog.actions.names), 0), np.float32)),
+        scorer=None,
+        is_unavailable=is_unavailable,
+    )
+
+
+def make_champion(catalog: Catalog, sha256: bytes, goal: str, columns: ModelColumns, scorer: OnnxScorer) -> Champion:
+    """Precompute what a bundle reads of the catalog's actions. Cost: O(n × d)."""
+    width = columns.shared_positions.size + columns.action_positions.size
+    template = np.zeros((len(catalog.actions.names), width), np.float32)
+    template[:, columns.action_positions] = encode_rows(catalog.actions.facts, columns.action)
+    return Champion(
+        sha256=sha256,
+        goal_row=catalog.goal_rows[goal],
+        shared=columns.shared,
+        shared_positions=columns.shared_positions,
+        template=_frozen(template),
+        scorer=scorer,
+    )
+
+
+def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, arrays_sha256: bytes = b"") -> Models:
+    """Match the learner's rows and columns to the catalog's by name.
+
+    Args:
+        catalog: the revision in force.
+        champion: made for the same revision.
+        arrays: as published; None before the first.
+        arrays_sha256: of the published bytes.
+
+    Cost: O(goals × n × d), off the event loop.
+    """
+    n, d, n_goals = len(catalog.actions.names), len(catalog.learned.names), len(catalog.goals)
+    weights = np.zeros((n_goals, n, d))
+    intercepts = np.zeros((n_goals, n))
+    posterior_rows = np.zeros((n_goals, n), np.int32)
+    means, covariances = [np.zeros((1, d + 1))], [np.eye(d + 1)[np.newaxis]]
+    scale = 1.0
+    thompson_goals = {code[1] for code in catalog.placement_columns.codes.tolist() if code[2] == THOMPSON}
+    for block in arrays.goals if arrays is not None else ():
+        goal_row = catalog.goal_rows.get(block.goal)
+        if goal_row is None:
+            continue
+        learned = _Block(block, list(arrays.features) if arrays is not None else [], catalog)
+        weights[goal_row][np.ix_(learned.rows, learned.columns)] = learned.weights
+        intercepts[goal_row, learned.rows] = learned.intercepts
+        if goal_row in thompson_goals and learned.rows.size:
+            first = sum(part.shape[0] for part in means)
+            posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
+            means.append(learned.posterior_means(d))
+            covariances.append(learned.posterior_covariances(d))
+            scale = block.posterior_scale
+    return Models(
+        champion=champion,
+        correction_weights=_frozen(weights),
+        correction_intercepts=_frozen(intercepts),
+        posterior_rows=_frozen(posterior_rows),
+        posterior_means=_frozen(np.concatenate(means)),
+        posterior_covariances=_frozen(np.concatenate(covariances)),
+        posterior_scale=scale,
+        learner_epoch=arrays.epoch if arrays is not None else 0,
+        learned_lsn=arrays.learned_lsn if arrays is not None else 0,
+        learned_time_us=arrays.learned_time_us if arrays is not None else 0,
+        arrays_sha256=arrays_sha256,
+    )
+
+
+class _Block:
+    """One goal's arrays, cut to the actions and features the catalog has."""
+
+    def __init__(self, block: GoalArrays, features: list[str], catalog: Catalog) -> None:
+        self._width = len(features)
+        self._height = len(block.actions)
+        positions = {name: j for j, name in enumerate(catalog.learned.names)}
+        self._kept = np.array([j for j, name in enumerate(features) if name in positions], np.intp)
+        self._picked = np.array([i for i, name in enumerate(block.actions) if name in catalog.actions.rows], np.intp)
+        self.columns = np.array([positions[features[j]] for j in self._kept], np.intp)
+        self.rows = np.array([catalog.actions.rows[block.actions[i]] for i in self._picked], np.intp)
+        self._block = block
+        self.weights = _doubles(block.correction_weights, self._height, self._width)[np.ix_(self._picked, self._kept)]
+        self.intercepts = _doubles(block.correction_intercepts, self._height)[self._picked]
+
+    def posterior_means(self, d: int) -> Doubles:
+        kept, columns = np.append(self._kept, self._width), np.append(self.columns, d)
+        means = np.zeros((self._picked.size, d + 1))
+        source = _doubles(self._block.posterior_means, self._height, self._width + 1)
+        means[:, columns] = source[np.ix_(self._picked, kept)]
+        return means
+
+    def posterior_covariances(self, d: int) -> Doubles:
+        kept, columns = np.append(self._kept, self._width), np.append(self.columns, d)
+        covariances = np.broadcast_to(np.eye(d + 1), (self._picked.size, d + 1, d + 1)).copy()
+        source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
+        everything = np.arange(self._picked.size)
+        covariances[np.ix_(everything, columns, columns)] = source[np.ix_(self._picked, kept, kept)]
+        return covariances
+
+
+def _doubles(data: bytes, *shape: int) -> Doubles:
+    return np.frombuffer(data, np.float64).reshape(shape)
+
+
+def _no_columns() -> FeatureColumns:
+    return FeatureColumns(
+        (), _frozen(np.empty(0, np.int32)), _frozen(np.empty(0, np.uint8)), _frozen(np.empty((0, 4), np.float64))
+    )
+
+
+def _frozen(array: _Array) -> _Array:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,235 @@
+"""What happened and what is known: outcomes and source records on their way into the log.
+
+Handed validated messages, checks them against catalog, token and state, and appends them with their idempotency keys.
+It answers after the commit and never before; what an item is worth to profiles and learners is the projector's and the
+learner's to find out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+from google.protobuf.message import Message
+
+from server import telemetry
+from server.catalog.catalog import Catalog, Fact
+from server.errors import TsugiError, field_invalid, limit_exceeded, not_found
+from server.profiles import repository
+from server.storage.committer import GroupCommitter
+from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, refusal, settled
+from server.storage.record import Draft
+from server.storage.store import Snapshot, Store
+from server.tokens import TokenKey
+from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind, SourceRecordAccepted
+from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
+from tsugi.v1.profile_service_pb2 import SourceRecord
+from tsugi.v1.value_pb2 import Value
+
+# Clocks of callers and of this machine differ; an outcome may seem to lie this much before its decision.
+CLOCK_SKEW_US: Final = 5 * 60 * 1_000_000
+TEXT_BYTES_MAX: Final = 1_024
+
+
+class Accepted(NamedTuple):
+    """An item that is on disk."""
+
+    lsn: int
+    is_duplicate: bool
+
+
+class Ingest:
+    """Takes in outcomes and source records for one worker.
+
+    Args:
+        log: read for the decisions that outcomes name.
+        store: read for the profiles that identities name.
+        committer: where records go.
+        token_key: verifies decision ids.
+        catalog: gives the catalog in force, or None before the first.
+        clock_us: the wall clock, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        store: Store,
+        committer: GroupCommitter,
+        token_key: TokenKey,
+        catalog: Callable[[], Catalog | None],
+        clock_us: Callable[[], int],
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._committer = committer
+        self._token_key = token_key
+        self._catalog = catalog
+        self._clock_us = clock_us
+
+    async def report(self, outcomes: Sequence[ReportOutcomeRequest | TsugiError]) -> list[Accepted | TsugiError]:
+        """Record outcomes; every Accepted is on disk.
+
+        Args:
+            outcomes: validated requests; in place of an invalid one its error, which is handed through.
+
+        Raises:
+            TsugiError: CATALOG_MISSING, LOG_*: of the whole call, nothing may be taken as recorded.
+        """
+        catalog = self._require_catalog()
+        return await self._commit(_each(outcomes, lambda outcome: self._outcome(outcome, catalog)), "outcome")
+
+    async def ingest(self, records: Sequence[SourceRecord | TsugiError]) -> list[Accepted | TsugiError]:
+        """Record source records; every Accepted is on disk. See report for arguments and errors."""
+        catalog = self._require_catalog()
+        with self._store.read() as snapshot:
+            drafts = _each(records, lambda record: self._source_record(record, catalog, snapshot))
+        return await self._commit(drafts, "source_record")
+
+    async def _commit(self, drafts: Sequence[Draft | TsugiError], kind: str) -> list[Accepted | TsugiError]:
+        try:
+            receipts = iter(await self._committer.submit([draft for draft in drafts if isinstance(draft, Draft)]))
+        except (LogFullError, LogUnavailableError) as error:
+            raise refusal(error) from error
+        results: list[Accepted | TsugiError] = []
+        for draft in drafts:
+            if isinstance(draft, TsugiError):
+                results.append(draft)
+                continue
+            try:
+                receipt = settled(next(receipts))
+                results.append(Accepted(receipt.lsn, receipt.fate is Fate.DUPLICATE))
+            except TsugiError as error:
+                results.append(error)
+        telemetry.RECORDS_ACCEPTED.labels(kind).inc(sum(isinstance(result, Accepted) for result in results))
+        return results
+
+    def _require_catalog(self) -> Catalog:
+        catalog = self._catalog()
+        if catalog is None:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_CATALOG_MISSING, "no catalog is in force yet; push one with PushCatalog"
+            )
+        return catalog
+
+    def _outcome(self, request: ReportOutcomeRequest, catalog: Catalog) -> Draft:
+        token = self._token_key.verify(request.decision_id)
+        declared = catalog.outcome_types.get(request.type)
+        if declared is None:
+            raise not_found("outcome type", request.type, "type")
+        if not declared.value_minimum <= request.value <= declared.value_maximum:
+            raise field_invalid(
+                "value",
+                f"must be finite and within [{declared.value_minimum:g}, {declared.value_maximum:g}], "
+                f"got {request.value:g}",
+            )
+        now_us = self._clock_us()
+        occurrence_time_us = now_us
+        if request.HasField("occurrence_time"):
+            instant = request.occurrence_time
+            occurrence_time_us = instant.seconds * 1_000_000 + instant.nanos // 1_000
+        subjects = self._check_against_decision(request, token.decision_key, occurrence_time_us)
+        record = OutcomeRecord(
+            decision_key=token.decision_key,
+            action=request.action,
+            type=request.type,
+            value=request.value,
+            occurrence_time_us=occurrence_time_us,
+        )
+        return Draft(
+            kind=RecordKind.RECORD_KIND_OUTCOME,
+            payload=record.SerializeToString(),
+            key=self._token_key.record_key(b"outcome", token.decision_key, request.outcome_id),
+            payload_digest=_digest(request),
+            subjects=subjects,
+        )
+
+    def _check_against_decision(
+        self, request: ReportOutcomeRequest, decision_key: bytes, occurrence_time_us: int
+    ) -> tuple[bytes, ...]:
+        """Return the subjects of the decision, if it is visible yet; otherwise the join will check."""
+        entry = self._log.find(decision_key)
+        record = self._log.get(entry.lsn) if entry is not None else None
+        if record is None or record.is_tombstone:
+            return ()
+        decision = DecisionRecord.FromString(record.payload)
+        if request.action not in [slot.action for slot in decision.slots]:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_ACTION_NOT_IN_DECISION,
+                f"action: the decision did not choose {request.action[:64]!r}; report an action of its slots",
+                action=request.action[:64],
+            )
+        if occurrence_time_us < decision.now_us - CLOCK_SKEW_US:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_TIME_OUT_OF_RANGE,
+                "occurrence_time: more than 5 minutes before the decision",
+                field="occurrence_time",
+            )
+        return record.subjects
+
+    def _source_record(self, record: SourceRecord, catalog: Catalog, snapshot: Snapshot) -> Draft:
+        for i, identity in enumerate(record.identities):
+            if identity.namespace not in catalog.namespaces:
+                raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
+        for name, value in record.attributes.items():
+            position = catalog.space.index.get(f"profile.{name}")
+            if position is None:
+                raise not_found("profile attribute", name, f"attributes.{name[:64]}")
+            _check_value(f"attributes.{name}", catalog.space.facts[position], value)
+        if record.HasField("event"):
+            properties = catalog.event_properties.get(record.event.type)
+            if properties is None:
+                raise not_found("event type", record.event.type, "event.type")
+            for name, value in record.event.properties.items():
+                if name not in properties:
+                    raise not_found("event property", name, f"event.properties.{name[:64]}")
+                _check_value(f"event.properties.{name}", properties[name], value)
+        if len(repository.find_all(snapshot, record.identities)) > 1:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_IDENTITIES_CONFLICT,
+                "identities: they belong to two known profiles; send the record for one of them",
+                field="identities",
+            )
+        return Draft(
+            kind=RecordKind.RECORD_KIND_SOURCE_RECORD,
+            payload=SourceRecordAccepted(record=record).SerializeToString(),
+            key=self._token_key.record_key(b"source_record", record.source.encode(), record.record_id),
+            payload_digest=_digest(record),
+            subjects=tuple(map(repository.identity_key, record.identities)),
+        )
+
+
+_Item = TypeVar("_Item")
+
+
+def _each(items: Sequence[_Item | TsugiError], make: Callable[[_Item], Draft]) -> list[Draft | TsugiError]:
+    """Make a draft of each item, or keep the error that says why not."""
+    drafts: list[Draft | TsugiError] = []
+    for item in items:
+        if isinstance(item, TsugiError):
+            drafts.append(item)
+            continue
+        try:
+            drafts.append(make(item))
+        except TsugiError as error:
+            drafts.append(error)
+    return drafts
+
+
+def _check_value(path: str, fact: Fact, value: Value) -> None:
+    """Refuse a value that is not of the declared type or not within its bounds."""
+    if value.WhichOneof("kind") == "text_value":
+        if len(value.text_value.encode()) > TEXT_BYTES_MAX:
+            raise limit_exceeded(path, len(value.text_value.encode()), TEXT_BYTES_MAX, "bytes")
+        if any(unicodedata.category(character) == "Cc" for character in value.text_value):
+            raise field_invalid(path, "control characters are not allowed")
+    if math.isnan(fact.encode(value)):
+        raise field_invalid(path, fact.wanted())
+
+
+def _digest(message: Message) -> bytes:
+    return hashlib.blake2b(message.SerializeToString(deterministic=True), digest_size=16).digest()

@@ -1,0 +1,127 @@
+"""Every method of the API in one table: what it takes, how large it may be, who answers.
+
+Built from the descriptors, so a method without an answer stops the start. Requests and replies pass gRPC as bytes: what
+cannot be parsed is refused by us, with a reason, and replies that were spliced are not serialised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from server.errors import TsugiError, limit_exceeded
+from server.rpc.status import status, told
+from tsugi.v1 import (
+    catalog_service_pb2,
+    decision_service_pb2,
+    model_service_pb2,
+    outcome_service_pb2,
+    profile_service_pb2,
+)
+from tsugi.v1.error_reason_pb2 import ErrorReason
+
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+SMALL_BYTES_MAX: Final = 256 * 1024
+
+if TYPE_CHECKING:  # gRPC's own classes take no type arguments at run time
+    Context = grpc.aio.ServicerContext[bytes, bytes]
+else:
+    Context = grpc.aio.ServicerContext
+UnaryAnswer = Callable[[Any, bytes, Context], Awaitable[Message | bytes]]
+StreamAnswer = Callable[[AsyncIterator[Any], Context], Awaitable[Message]]
+
+SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
+    decision_service_pb2.DESCRIPTOR.services_by_name["DecisionService"],
+    outcome_service_pb2.DESCRIPTOR.services_by_name["OutcomeService"],
+    profile_service_pb2.DESCRIPTOR.services_by_name["ProfileService"],
+    catalog_service_pb2.DESCRIPTOR.services_by_name["CatalogService"],
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+)
+
+# Methods whose requests are known to be small are held to less than the transport takes.
+_BYTES_MAX: Final = {"Decide": SMALL_BYTES_MAX, "ReportOutcome": SMALL_BYTES_MAX, "GetProfile": SMALL_BYTES_MAX}
+
+
+def handlers(
+    unary: Mapping[str, UnaryAnswer], streaming: Mapping[str, StreamAnswer]
+) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+    """Return the handlers of every service, by service and method name.
+
+    Args:
+        unary: who answers each method that takes one message.
+        streaming: who answers each method that takes a stream.
+
+    Raises:
+        LookupError: a method has no answer, or an answer no method.
+    """
+    declared = {method.name: method for service in SERVICES for method in service.methods}
+    unanswered = {
+        name for name, method in declared.items() if name not in (streaming if method.client_streaming else unary)
+    }
+    unknown = (set(unary) | set(streaming)) - set(declared)
+    if unanswered or unknown:
+        raise LookupError(
+            f"methods without an answer: {sorted(unanswered)}; answers without a method: {sorted(unknown)}"
+        )
+    return {
+        service.full_name: {
+            method.name: _streaming(method, streaming[method.name])
+            if method.client_streaming
+            else _unary(method, unary[method.name])
+            for method in service.methods
+        }
+        for service in SERVICES
+    }
+
+
+def _unary(method: MethodDescriptor, answer: UnaryAnswer) -> grpc.RpcMethodHandler[Any, Any]:
+    request_class = GetMessageClass(method.input_type)
+    bytes_max = _BYTES_MAX.get(method.name, MESSAGE_BYTES_MAX)
+
+    async def handle(raw: bytes, context: Context) -> bytes:
+        try:
+            reply = await answer(_parse(request_class, raw, bytes_max), raw, context)
+        except Exception as error:  # the one place where errors become statuses
+            await _abort(context, error)
+        return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _streaming(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethodHandler[Any, Any]:
+    request_class = GetMessageClass(method.input_type)
+
+    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for raw in requests:
+            yield _parse(request_class, raw, SMALL_BYTES_MAX)
+
+    async def handle(requests: AsyncIterator[bytes], context: Context) -> bytes:
+        try:
+            reply = await answer(parsed(requests), context)
+        except Exception as error:  # the one place where errors become statuses
+            await _abort(context, error)
+        return reply.SerializeToString()
+
+    return grpc.stream_unary_rpc_method_handler(handle)
+
+
+def _parse(request_class: type[Message], raw: bytes, bytes_max: int) -> Message:
+    if len(raw) > bytes_max:
+        raise limit_exceeded("request", len(raw), bytes_max, "bytes")
+    try:
+        return request_class.FromString(raw)
+    except DecodeError as error:
+        raise TsugiError(
+            ErrorReason.ERROR_REASON_REQUEST_MALFORMED,
+            f"the bytes are not a {request_class.DESCRIPTOR.full_name}",
+        ) from error
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    code, message, trailing = status(told(error))
+    await context.abort(code, message, trailing)

@@ -1,0 +1,60 @@
+"""OutcomeService: validate, call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from server.errors import TsugiError
+from server.outcomes.ingest import Accepted, Ingest
+from server.rpc import validate
+from server.rpc.methods import Context
+from server.rpc.status import item_error
+from tsugi.v1.outcome_service_pb2 import (
+    BatchReportOutcomesRequest,
+    BatchReportOutcomesResponse,
+    ReportOutcomeRequest,
+    ReportOutcomeResponse,
+    ReportOutcomeResult,
+)
+
+
+class OutcomeServicer:
+    """Answers OutcomeService."""
+
+    def __init__(self, ingest: Ingest, clock_us: Callable[[], int]) -> None:
+        self._ingest = ingest
+        self._clock_us = clock_us
+
+    async def report_outcome(
+        self, request: ReportOutcomeRequest, _raw: bytes, _context: Context
+    ) -> ReportOutcomeResponse:
+        """See OutcomeService.ReportOutcome."""
+        validate.report_outcome(request, self._clock_us())
+        (result,) = await self._ingest.report([request])
+        if isinstance(result, TsugiError):
+            raise result
+        return _response(result)
+
+    async def batch_report_outcomes(
+        self, request: BatchReportOutcomesRequest, _raw: bytes, _context: Context
+    ) -> BatchReportOutcomesResponse:
+        """See OutcomeService.BatchReportOutcomes."""
+        validate.at_most("outcomes", len(request.outcomes), validate.BATCH_MAX)
+        now_us = self._clock_us()
+        items = [
+            validate.checked(outcome, partial(validate.report_outcome, now_us=now_us)) for outcome in request.outcomes
+        ]
+        results = await self._ingest.report(items)
+        return BatchReportOutcomesResponse(
+            results=[
+                ReportOutcomeResult(error=item_error(result))
+                if isinstance(result, TsugiError)
+                else ReportOutcomeResult(accepted=_response(result))
+                for result in results
+            ]
+        )
+
+
+def _response(accepted: Accepted) -> ReportOutcomeResponse:
+    return ReportOutcomeResponse(lsn=accepted.lsn, duplicate=accepted.is_duplicate)

@@ -1,0 +1,184 @@
+"""Message limits: everything that can be said about a request without the catalog.
+
+Each function raises TsugiError with the field's path; none changes the request. What the catalog must know (names,
+types, ranges) is checked where the catalog is at hand.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.errors import TsugiError, field_invalid, limit_exceeded
+from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck
+from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.identity_pb2 import Identity
+from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
+from tsugi.v1.profile_service_pb2 import SourceRecord
+
+CALLER_ID_BYTES_MAX: Final = 128
+IDENTITY_VALUE_BYTES_MAX: Final = 256
+IDENTITIES_MAX: Final = 16
+PLACEMENTS_MAX: Final = 16
+CONTEXT_MAX: Final = 64
+ACTION_NAMES_MAX: Final = 10_000
+ATTRIBUTES_MAX: Final = 256
+PROPERTIES_MAX: Final = 64
+TEXT_BYTES_MAX: Final = 1_024
+BATCH_MAX: Final = 500
+TIME_AHEAD_US_MAX: Final = 5 * 60 * 1_000_000
+PAGE_SIZE_DEFAULT: Final = 50
+PAGE_SIZE_MAX: Final = 500
+
+_Item = TypeVar("_Item")
+
+_SLUG = re.compile(r"[a-z0-9_-]{1,64}\Z")
+_PROFILE_ID = re.compile(r"[0-9a-f]{32}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_MIN_SECONDS = -62_135_596_800  # year 1
+_MAX_SECONDS = 253_402_300_799  # year 9999
+
+
+def decide_request(request: DecideRequest) -> None:
+    """Check a DecideRequest. Cost: about 2 µs for a usual one."""
+    if request.profile_id:
+        profile_id(request.profile_id)
+    identities("identities", request.identities, at_least=0)
+    if not request.placements:
+        raise field_invalid("placements", "at least one placement is required")
+    at_most("placements", len(request.placements), PLACEMENTS_MAX)
+    at_most("context", len(request.context), CONTEXT_MAX)
+    at_most("candidate_actions", len(request.candidate_actions), ACTION_NAMES_MAX)
+    at_most("excluded_actions", len(request.excluded_actions), ACTION_NAMES_MAX)
+    if request.request_id:
+        caller_id("request_id", request.request_id)
+    if request.decision_ack not in _ACKS:
+        raise field_invalid("decision_ack", f"{request.decision_ack} is no value of DecisionAck")
+
+
+_ACKS = frozenset(DecisionAck.values())
+
+
+def report_outcome(request: ReportOutcomeRequest, now_us: int, path: str = "") -> None:
+    """Check a ReportOutcomeRequest, except its decision id."""
+    if not request.action:
+        raise field_invalid(f"{path}action", "an action is required")
+    caller_id(f"{path}outcome_id", request.outcome_id)
+    if not request.type:
+        raise field_invalid(f"{path}type", "an outcome type is required")
+    if request.HasField("occurrence_time"):
+        not_ahead(f"{path}occurrence_time", request.occurrence_time, now_us)
+
+
+def source_record(record: SourceRecord, now_us: int) -> None:
+    """Check one SourceRecord."""
+    caller_id("record_id", record.record_id)
+    if not _SLUG.match(record.source):
+        raise field_invalid("source", "a name matching [a-z0-9_-]{1,64} is required")
+    identities("identities", record.identities, at_least=1)
+    at_most("attributes", len(record.attributes), ATTRIBUTES_MAX)
+    if record.HasField("event"):
+        at_most("event.properties", len(record.event.properties), PROPERTIES_MAX)
+        if record.event.HasField("occurrence_time"):
+            not_ahead("event.occurrence_time", record.event.occurrence_time, now_us)
+
+
+def profile_id(value: str, path: str = "profile_id") -> bytes:
+    """Return the profile key of a profile id."""
+    if not _PROFILE_ID.match(value):
+        raise field_invalid(path, "32 hexadecimal digits, as the server gave them")
+    return bytes.fromhex(value)
+
+
+def revision(value: str, path: str = "revision") -> bytes:
+    """Return the sha256 a revision names."""
+    if not _SHA256.match(value):
+        raise field_invalid(path, "64 lower-case hexadecimal digits, as the server gave them")
+    return bytes.fromhex(value)
+
+
+def etag(value: str) -> int | None:
+    """Return the LSN an etag stands for; None when the caller does not care."""
+    if not value:
+        return None
+    if not value.isascii() or not value.isdecimal() or len(value) > 20:
+        raise field_invalid("etag", "pass it exactly as received")
+    return int(value)
+
+
+def page(size: int, token: str) -> tuple[int, int | None]:
+    """Return how many entries a page holds and the LSN it starts at; None for the first page."""
+    if token and (not token.isascii() or not token.isdecimal() or len(token) > 20):
+        raise field_invalid("page_token", "pass it exactly as received")
+    return min(size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX), int(token) if token else None
+
+
+def label(value: str) -> None:
+    """Check a label."""
+    if not _SLUG.match(value):
+        raise field_invalid("header.label", "a name matching [a-z0-9_-]{1,64} is required")
+
+
+def caller_id(path: str, value: str) -> None:
+    """Check an id that a caller chose."""
+    if not 1 <= len(value.encode()) <= CALLER_ID_BYTES_MAX:
+        raise field_invalid(path, f"1 to {CALLER_ID_BYTES_MAX} bytes are required")
+    plain(path, value)
+
+
+def identities(path: str, given: Iterable[Identity], *, at_least: int) -> None:
+    """Check a list of identities."""
+    listed = list(given)
+    if len(listed) < at_least:
+        raise field_invalid(path, "at least one identity is required")
+    at_most(path, len(listed), IDENTITIES_MAX)
+    for i, entry in enumerate(listed):
+        identity(f"{path}[{i}]", entry)
+
+
+def identity(path: str, given: Identity) -> None:
+    """Check one identity; whether its namespace is declared is the catalog's to say."""
+    if not given.namespace:
+        raise field_invalid(f"{path}.namespace", "a namespace is required")
+    if not 1 <= len(given.value.encode()) <= IDENTITY_VALUE_BYTES_MAX:
+        raise field_invalid(f"{path}.value", f"1 to {IDENTITY_VALUE_BYTES_MAX} bytes are required")
+    plain(f"{path}.value", given.value)
+
+
+def plain(path: str, text: str) -> None:
+    """Refuse control characters and marks that turn the direction of writing."""
+    if text.isascii() and text.isprintable():
+        return
+    if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn"} for character in text):
+        raise field_invalid(path, "control and format characters are not allowed")
+
+
+def not_ahead(path: str, instant: Timestamp, now_us: int) -> None:
+    """Refuse an instant that is no instant, or lies more than five minutes ahead."""
+    if not (_MIN_SECONDS <= instant.seconds <= _MAX_SECONDS and 0 <= instant.nanos < 1_000_000_000):
+        raise field_invalid(path, "an instant within years 1 to 9999 is required")
+    if instant.seconds * 1_000_000 + instant.nanos // 1_000 > now_us + TIME_AHEAD_US_MAX:
+        raise TsugiError(
+            ErrorReason.ERROR_REASON_TIME_OUT_OF_RANGE,
+            f"{path}: more than 5 minutes ahead of the server's clock",
+            field=path,
+        )
+
+
+def at_most(path: str, got: int, limit: int) -> None:
+    """Refuse more entries than a stated maximum."""
+    if got > limit:
+        raise limit_exceeded(path, got, limit)
+
+
+def checked(item: _Item, check: Callable[[_Item], None]) -> _Item | TsugiError:
+    """Return one item of a batch, or what is wrong with it."""
+    try:
+        check(item)
+    except TsugiError as error:
+        return error
+    return item
