@@ -8,7 +8,7 @@ was learned about gets no correction and the widest posterior.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,23 @@ from numpy.typing import NDArray
 from server.catalog.catalog import THOMPSON, Catalog, Doubles, FeatureColumns, Floats, Rows
 from server.decisioning.bundle_columns import ModelColumns
 from server.decisioning.features import encode_rows
-from server.registry.scorers import OnnxScorer, ScoringError
+from server.registry.scorers import ScoringError
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
 
 NO_GOAL = -1
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
+
+
+class Scorer(Protocol):
+    """What gives prior log-odds for model inputs."""
+
+    def score(self, inputs: Floats, /) -> Floats:
+        """Return log-odds float32[m] for inputs float32[m, d].
+
+        Raises:
+            ScoringError: the model failed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Champion:
     shared: FeatureColumns  # columns that read person and context
     shared_positions: Rows  # int32[shared], where they stand in the input
     template: Floats  # float32[n, d], the action's columns of each row; the shared ones are written over it
-    scorer: OnnxScorer | None
+    scorer: Scorer | None
     is_unavailable: bool = False  # there should be one, and it does not fit the catalog in force
 
     def score(self, inputs: Floats) -> tuple[Floats, bool]:
@@ -82,7 +93,7 @@ def no_champion(catalog: Catalog, *, is_unavailable: bool = False) -> Champion:
     )
 
 
-def make_champion(catalog: Catalog, sha256: bytes, goal: str, columns: ModelColumns, scorer: OnnxScorer) -> Champion:
+def make_champion(catalog: Catalog, sha256: bytes, goal: str, columns: ModelColumns, scorer: Scorer) -> Champion:
     """Precompute what a bundle reads of the catalog's actions. Cost: O(n × d)."""
     width = columns.shared_positions.size + columns.action_positions.size
     template = np.zeros((len(catalog.actions.names), width), np.float32)

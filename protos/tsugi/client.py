@@ -1,0 +1,372 @@
+"""Call a Tsugi server: typed values in, the generated response messages out, refusals as one exception.
+
+Handed an address and plain Python values, it builds the exact request, spreads calls over connections and repeats what
+may be repeated. It knows the generated code and gRPC, and nothing of the server's inside.
+
+A call is repeated by gRPC itself, on a lost connection or a draining worker, within the call's deadline and under a
+retry budget, when repeating it cannot count twice: everything that is keyed by the caller's ids or only reads. Decide
+and the configuration writes are so keyed only when they carry a ``request_id``. Without one they are repeated solely
+where gRPC knows that the server never saw them: a second decision would leave a second contact and a second silence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Protocol, Self, TypeVar, Unpack
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from tsugi.requests import (
+    DecideOptions,
+    Placements,
+    catalog_upload,
+    decide_request,
+    event,
+    model_upload,
+    outcome,
+    source_record,
+    to_value,
+)
+from tsugi.v1 import (
+    catalog_pb2,
+    catalog_service_pb2,
+    catalog_service_pb2_grpc,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
+    identity_pb2,
+    model_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    outcome_service_pb2,
+    outcome_service_pb2_grpc,
+    profile_service_pb2,
+    profile_service_pb2_grpc,
+)
+
+__all__ = ["CallError", "Client", "event", "outcome", "source_record", "to_value"]
+
+RECEIVE_BYTES_MAX = 32 * 1024 * 1024
+UPLOAD_TIMEOUT_S = 60.0
+
+_Request_contra = TypeVar("_Request_contra", contravariant=True)
+_Response_co = TypeVar("_Response_co", covariant=True)
+
+_CONFIG_ONCE = {"methodConfig": [{"name": [{}], "waitForReady": True}]}
+_CONFIG_REPEATED = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "waitForReady": True,
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.5s",
+                "backoffMultiplier": 3,
+                # CANCELLED comes from a server that stops; a cancel of our own ends the call whatever this says.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ],
+    # The budget: repeating stops while more than about one call in ten fails.
+    "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+}
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
+    # The server takes a ping every 10 s and none without calls; more often would end the connection.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # A restarted worker is back within a second; gRPC's own first pause is as long.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Decisions are asked for within one network; a proxy meant for web pages is not on that way.
+    ("grpc.enable_http_proxy", 0),
+)
+_connection_numbers = itertools.count()
+
+
+class CallError(Exception):
+    """A call that the server refused or that did not get through.
+
+    Attributes:
+        code: the gRPC status code.
+        reason: the full name of the tsugi.v1.ErrorReason; empty when the status came from the library.
+        message: for people; never parse it.
+        metadata: what varies in the message.
+        violations: (path, description) of each wrong field.
+        retry_delay_s: how long the server asks to wait before the same call; 0.0 when it does not say.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[tuple[str, str]] = (),
+        retry_delay_s: float = 0.0,
+    ) -> None:
+        super().__init__(f"{code.name} {reason}: {message}" if reason else f"{code.name}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = list(violations)
+        self.retry_delay_s = retry_delay_s
+
+    @classmethod
+    def of(cls, error: grpc.RpcError) -> Self:
+        """Read what gRPC raised, or what the future of decide_future gives as its exception."""
+        info, fields, retry = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
+        status = rpc_status.from_call(error)
+        for detail in status.details if status is not None else ():
+            for known in (info, fields, retry):
+                detail.Unpack(known)  # leaves a message of another type as it is
+        return cls(
+            error.code(),
+            error.details() or "",
+            reason=info.reason,
+            metadata=info.metadata,
+            violations=[(violation.field, violation.description) for violation in fields.field_violations],
+            retry_delay_s=retry.retry_delay.ToTimedelta().total_seconds(),
+        )
+
+
+class Client:
+    """A caller with connections of its own; safe to use from many threads. Close it, or use it in a ``with`` block.
+
+    Args:
+        address: host and port of the server.
+        timeout_s: deadline of a call that states none; waiting for a connection counts.
+        channels: connections to spread calls over in turn. One connection leads to one worker.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 2.0, channels: int = 1) -> None:
+        assert channels >= 1, "a caller without a connection cannot call"
+        self._timeout_s = timeout_s
+        self._lines = [_Line(address, next(_connection_numbers)) for _ in range(channels)]
+        self._turns = itertools.count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every connection; calls under way are cancelled."""
+        for line in self._lines:
+            line.close()
+
+    def decide(
+        self, placements: Placements, *, timeout_s: float | None = None, **options: Unpack[DecideOptions]
+    ) -> decision_service_pb2.DecideResponse:
+        """Ask for the best next actions of one person; see decide_request for the arguments.
+
+        With a request_id the call is repeated when it fails on the way. Without one it is not: whether the first
+        attempt was decided is then unknown, and a decision too many counts as a contact and as silence.
+        """
+        request = decide_request(placements, **options)
+        return self._call(self._stubs(request.request_id).decisions.Decide, request, timeout_s)
+
+    def decide_future(
+        self, placements: Placements, *, timeout_s: float | None = None, **options: Unpack[DecideOptions]
+    ) -> grpc.Future[decision_service_pb2.DecideResponse]:
+        """Start a decide and return gRPC's future; CallError.of reads the grpc.RpcError it may end with."""
+        request = decide_request(placements, **options)
+        return self._stubs(request.request_id).decisions.Decide.future(
+            request, timeout=self._timeout_s if timeout_s is None else timeout_s
+        )
+
+    def report_outcome(
+        self,
+        decision_id: str,
+        action: str,
+        outcome_id: str,
+        type: str,  # noqa: A002  # the field's name in the API
+        *,
+        value: float = 0.0,
+        occurrence_time: datetime | None = None,
+        timeout_s: float | None = None,
+    ) -> outcome_service_pb2.ReportOutcomeResponse:
+        """Report one outcome; it is on disk when this returns. Safe to repeat with the same outcome_id."""
+        request = outcome(decision_id, action, outcome_id, type, value=value, occurrence_time=occurrence_time)
+        return self._call(self._stubs().outcomes.ReportOutcome, request, timeout_s)
+
+    def batch_report_outcomes(
+        self, outcomes: Iterable[outcome_service_pb2.ReportOutcomeRequest], *, timeout_s: float | None = None
+    ) -> outcome_service_pb2.BatchReportOutcomesResponse:
+        """Report at most 500 outcomes; a refused one stands as an error among the results and is not raised."""
+        request = outcome_service_pb2.BatchReportOutcomesRequest(outcomes=outcomes)
+        return self._call(self._stubs().outcomes.BatchReportOutcomes, request, timeout_s)
+
+    def ingest_records(
+        self, records: Iterable[profile_service_pb2.SourceRecord], *, timeout_s: float | None = None
+    ) -> profile_service_pb2.IngestRecordsResponse:
+        """Record at most 500 source records; a refused one stands as an error among the results."""
+        request = profile_service_pb2.IngestRecordsRequest(records=records)
+        return self._call(self._stubs().profiles.IngestRecords, request, timeout_s)
+
+    def get_profile(
+        self,
+        *,
+        profile_id: str = "",
+        identity: tuple[str, str] | None = None,
+        at_least_lsn: int = 0,
+        timeout_s: float | None = None,
+    ) -> profile_service_pb2.GetProfileResponse:
+        """Read the golden record of one person, by profile id or by one (namespace, value) pair."""
+        request = profile_service_pb2.GetProfileRequest(
+            profile_id=profile_id,
+            identity=None if identity is None else identity_pb2.Identity(namespace=identity[0], value=identity[1]),
+            at_least_lsn=at_least_lsn,
+        )
+        return self._call(self._stubs().profiles.GetProfile, request, timeout_s)
+
+    def push_catalog(
+        self,
+        catalog: catalog_pb2.Catalog,
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout_s: float = UPLOAD_TIMEOUT_S,
+    ) -> catalog_service_pb2.PushCatalogResponse:
+        """Put a catalog in force; the same catalog always makes the same bytes, hence the same revision."""
+        parts = catalog_upload(catalog, etag=etag, request_id=request_id, validate_only=validate_only)
+        return self._call(self._stubs(request_id).catalogs.PushCatalog, iter(parts), timeout_s)
+
+    def get_catalog(
+        self, revision: str = "", *, timeout_s: float | None = None
+    ) -> catalog_service_pb2.GetCatalogResponse:
+        """Read one catalog revision, by default the one in force."""
+        request = catalog_service_pb2.GetCatalogRequest(revision=revision)
+        return self._call(self._stubs().catalogs.GetCatalog, request, timeout_s)
+
+    def list_catalog_revisions(
+        self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
+    ) -> catalog_service_pb2.ListCatalogRevisionsResponse:
+        """Read one page of the revisions that were put in force, newest first."""
+        request = catalog_service_pb2.ListCatalogRevisionsRequest(page_size=page_size, page_token=page_token)
+        return self._call(self._stubs().catalogs.ListCatalogRevisions, request, timeout_s)
+
+    def rollback_catalog(
+        self,
+        revision: str = "",
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> catalog_service_pb2.RollbackCatalogResponse:
+        """Put an earlier revision in force again, by default the one before."""
+        request = catalog_service_pb2.RollbackCatalogRequest(
+            revision=revision, etag=etag, request_id=request_id, validate_only=validate_only
+        )
+        return self._call(self._stubs(request_id).catalogs.RollbackCatalog, request, timeout_s)
+
+    def push_model(
+        self, bundle: bytes, label: str, *, validate_only: bool = False, timeout_s: float = UPLOAD_TIMEOUT_S
+    ) -> model_service_pb2.PushModelResponse:
+        """Store a serialised bundle as a revision; no model role changes."""
+        parts = model_upload(bundle, label, validate_only=validate_only)
+        return self._call(self._stubs().models.PushModel, iter(parts), timeout_s)
+
+    def list_model_revisions(
+        self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
+    ) -> model_service_pb2.ListModelRevisionsResponse:
+        """Read one page of the pushed revisions, newest first, and the champion's etag."""
+        request = model_service_pb2.ListModelRevisionsRequest(page_size=page_size, page_token=page_token)
+        return self._call(self._stubs().models.ListModelRevisions, request, timeout_s)
+
+    def assign_model_role(
+        self,
+        revision: str,
+        *,
+        role: model_pb2.ModelRole = model_pb2.MODEL_ROLE_CHAMPION,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> model_service_pb2.AssignModelRoleResponse:
+        """Give a role to a revision; an empty revision leaves the role to nobody."""
+        request = model_service_pb2.AssignModelRoleRequest(
+            role=role, revision=revision, etag=etag, request_id=request_id, validate_only=validate_only
+        )
+        return self._call(self._stubs(request_id).models.AssignModelRole, request, timeout_s)
+
+    def rollback_model(
+        self,
+        *,
+        role: model_pb2.ModelRole = model_pb2.MODEL_ROLE_CHAMPION,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> model_service_pb2.RollbackModelResponse:
+        """Give a role back to the revision that had it before."""
+        request = model_service_pb2.RollbackModelRequest(
+            role=role, etag=etag, request_id=request_id, validate_only=validate_only
+        )
+        return self._call(self._stubs(request_id).models.RollbackModel, request, timeout_s)
+
+    def _stubs(self, key: str | None = None) -> _Stubs:
+        """Take the next connection's turn; an empty key (not None) means that the call must not be repeated."""
+        line = self._lines[next(self._turns) % len(self._lines)]
+        return line.once if key == "" else line.repeated
+
+    def _call(
+        self, method: _Method[_Request_contra, _Response_co], request: _Request_contra, timeout_s: float | None
+    ) -> _Response_co:
+        try:
+            return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
+        except grpc.RpcError as error:
+            raise CallError.of(error) from error
+
+
+class _Method(Protocol[_Request_contra, _Response_co]):
+    def __call__(self, request: _Request_contra, /, timeout: float | None = None) -> _Response_co: ...
+
+
+class _Stubs:
+    """The methods of every service on one channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.decisions = decision_service_pb2_grpc.DecisionServiceStub(channel)
+        self.outcomes = outcome_service_pb2_grpc.OutcomeServiceStub(channel)
+        self.profiles = profile_service_pb2_grpc.ProfileServiceStub(channel)
+        self.catalogs = catalog_service_pb2_grpc.CatalogServiceStub(channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(channel)
+
+
+class _Line:
+    """One connection and two ways to call over it: once, or repeated by gRPC's retry policy.
+
+    A retry policy belongs to a channel and a method, not to a call, hence two channels. gRPC lets channels share a
+    connection when their arguments agree in all but the policy; the number in the arguments keeps lines apart.
+    """
+
+    def __init__(self, address: str, number: int) -> None:
+        options = (*_OPTIONS, ("tsugi.connection", number))
+        self.once, self.repeated = (
+            _Stubs(grpc.insecure_channel(address, options=(*options, ("grpc.service_config", json.dumps(config)))))
+            for config in (_CONFIG_ONCE, _CONFIG_REPEATED)
+        )
+
+    def close(self) -> None:
+        self.once.channel.close()
+        self.repeated.channel.close()

@@ -1,0 +1,120 @@
+"""Every case in cases/: a catalog, a person, a request, given propensities, and the decision that follows from them.
+
+``make golden`` rewrites what the cases want; the diff is the review.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from ruamel.yaml import YAML
+
+from server.catalog.compile import compile_catalog
+from server.profiles import repository
+from tests.support.deciding import Answer, Desk, given_champion, stored_profile
+from tsugi.v1.catalog_pb2 import Catalog
+from tsugi.v1.decision_pb2 import ChoiceReason, Degradation
+from tsugi.v1.decision_service_pb2 import DecideRequest
+
+FOLDER = Path(__file__).parent
+REWRITE = bool(os.environ.get("TSUGI_REWRITE_GOLDEN"))
+
+
+def case_paths() -> list[Path]:
+    return sorted((FOLDER / "cases").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", case_paths(), ids=lambda path: path.stem)
+def test_case_decides_as_wanted(path: Path) -> None:
+    text = path.read_text()
+    case = YAML(typ="safe", pure=True).load(text)
+    got = plain(decide_case(case))
+    if REWRITE:
+        head = text[: text.index("\nwant:") + 1]
+        path.write_text(head + dump({"want": got}))
+    assert got == case["want"]
+
+
+def decide_case(case: dict[str, Any]) -> Answer:
+    parts = YAML(typ="safe", pure=True).load((FOLDER / case.get("catalog", "fragments/retail.yaml")).read_text())
+    catalog = compile_catalog(json_format.ParseDict(parts | case.get("with", {}), Catalog()))
+    desk = Desk(catalog, champion=given_champion(catalog, case.get("propensities", {}), "click"))
+    if "profile" in case:
+        desk.meet(stored_profile(case["profile"], {"customer_number": "c-1"}))
+    request = json_format.ParseDict(
+        {"identities": [{"namespace": "customer_number", "value": "c-1"}]} | case["request"], DecideRequest()
+    )
+    return desk.ask(request, instant_us(case.get("now", "2026-03-03T09:00:00Z")), case["decision_id"])
+
+
+def instant_us(text: str | datetime) -> int:
+    instant = text if isinstance(text, datetime) else datetime.fromisoformat(text)
+    assert instant.tzinfo is not None, "cases state the zone of now"
+    return int(instant.timestamp() * 1e6)
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    """Say a decision in the words of a case; a slot reads as one line."""
+    slots = []
+    for slot in answer.reply.slots:
+        entry: dict[str, Any] = {"placement": slot.placement, "position": slot.position}
+        if slot.action:
+            entry |= {
+                "action": slot.action,
+                "treatment": slot.treatment,
+                "priority": round(slot.priority, 6),
+                "selection_probability": round(slot.selection_probability, 6),
+            }
+        entry["reasons"] = [ChoiceReason.Name(reason).removeprefix("CHOICE_REASON_") for reason in slot.reasons]
+        slots.append(entry)
+    said: dict[str, Any] = {"slots": slots}
+    if answer.refused:
+        said["refused"] = {
+            action: reason.removeprefix("REFUSAL_REASON_") for action, reason in sorted(answer.refused.items())
+        }
+    degraded = [Degradation.Name(number).removeprefix("DEGRADATION_") for number in answer.reply.degradations]
+    if degraded:
+        said["degradations"] = degraded
+    return said
+
+
+def dump(want: dict[str, Any]) -> str:
+    lines = ["want:", "  slots:"]
+    lines += [f"    - {flow(slot)}" for slot in want["want"]["slots"]]
+    for name in ("refused", "degradations"):
+        if name in want["want"]:
+            lines.append(f"  {name}: {flow(want['want'][name])}")
+    return "\n".join(lines) + "\n"
+
+
+def flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {flow(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return str(value)
+
+
+def test_there_are_cases() -> None:
+    assert len(case_paths()) >= 12, "a folder that was not found must not pass"
+
+
+def test_every_case_says_in_english_what_it_shows() -> None:
+    for path in case_paths():
+        assert path.read_text().startswith("# "), f"{path.name} does not begin with a sentence"
+
+
+def test_facts_of_a_person_are_those_of_the_repository() -> None:
+    catalog = compile_catalog(
+        json_format.ParseDict(
+            YAML(typ="safe", pure=True).load((FOLDER / "fragments/retail.yaml").read_text()), Catalog()
+        )
+    )
+    facts = repository.encode(stored_profile({"age": 30.0, "tier": "gold"}, {}), catalog.space)
+    assert facts[:3].tolist()[0] == 30.0
+    assert facts[2] == 2.0

@@ -1,0 +1,173 @@
+"""The typed caller against a scripted server on loopback: what is repeated, where calls go, how refusals arrive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from tsugi.client import CallError, Client
+from tsugi.v1 import catalog_service_pb2, decision_service_pb2, decision_service_pb2_grpc
+from tsugi.v1.catalog_pb2 import Catalog
+
+Behaviour = Callable[[int, grpc.ServicerContext], decision_service_pb2.DecideResponse]
+
+
+class _Decisions(decision_service_pb2_grpc.DecisionServiceServicer):
+    """Answers the n-th attempt, from 0, as its script says."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.attempts = 0
+
+    def Decide(  # noqa: N802  # the method's name in the API
+        self, request: decision_service_pb2.DecideRequest, context: grpc.ServicerContext
+    ) -> decision_service_pb2.DecideResponse:
+        self.attempts += 1
+        return self.behaviour(self.attempts - 1, context)
+
+
+@contextmanager
+def serving(
+    behaviour: Behaviour, address: str = "127.0.0.1:0", others: Sequence[grpc.GenericRpcHandler] = ()
+) -> Iterator[tuple[_Decisions, str]]:
+    server = grpc.server(ThreadPoolExecutor(8))
+    decisions = _Decisions(behaviour)
+    decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(decisions, server)
+    server.add_generic_rpc_handlers(others)
+    port = server.add_insecure_port(address)
+    server.start()
+    try:
+        yield decisions, f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def answer_with_peer(_: int, context: grpc.ServicerContext) -> decision_service_pb2.DecideResponse:
+    return decision_service_pb2.DecideResponse(decision_id=context.peer())
+
+
+def unavailable_twice(attempt: int, context: grpc.ServicerContext) -> decision_service_pb2.DecideResponse:
+    if attempt < 2:
+        context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+    return decision_service_pb2.DecideResponse(decision_id=f"attempt {attempt}")
+
+
+def test_decide_with_request_id_is_repeated_until_it_is_answered() -> None:
+    with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
+        assert client.decide({"home_banner": 1}, request_id="r1").decision_id == "attempt 2"
+        assert decisions.attempts == 3
+
+
+def test_decide_without_request_id_is_not_repeated_once_the_server_saw_it() -> None:
+    with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
+        with pytest.raises(CallError) as refusal:
+            client.decide({"home_banner": 1})
+        assert (refusal.value.code, decisions.attempts) == (grpc.StatusCode.UNAVAILABLE, 1)
+
+
+def test_channels_are_connections_of_their_own_and_calls_take_turns() -> None:
+    with serving(answer_with_peer) as (_, address), Client(address, timeout_s=10, channels=3) as client:
+        turns = [client.decide({"home_banner": 1}).decision_id for _ in range(6)]
+        assert len(set(turns)) == 3
+        assert turns[:3] == turns[3:]
+
+
+def test_repeated_and_unrepeated_calls_share_the_connection_of_their_channel() -> None:
+    with serving(answer_with_peer) as (_, address), Client(address, timeout_s=10) as client:
+        unrepeated = client.decide({"home_banner": 1}).decision_id
+        assert client.decide({"home_banner": 1}, request_id="r1").decision_id == unrepeated
+
+
+def test_two_clients_share_no_connection() -> None:
+    with serving(answer_with_peer) as (_, address), Client(address) as first, Client(address) as second:
+        assert first.decide({"home_banner": 1}).decision_id != second.decide({"home_banner": 1}).decision_id
+
+
+def test_refusal_arrives_with_reason_metadata_and_every_violation() -> None:
+    def refuse(_: int, context: grpc.ServicerContext) -> decision_service_pb2.DecideResponse:
+        status = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message="two fields are wrong")
+        details = (
+            error_details_pb2.ErrorInfo(
+                reason="ERROR_REASON_FIELD_INVALID", domain="tsugi", metadata={"field": "context.hour"}
+            ),
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field="context.hour", description="a number"),
+                    error_details_pb2.BadRequest.FieldViolation(field="placements", description="not empty"),
+                ]
+            ),
+            error_details_pb2.RetryInfo(retry_delay=Duration(nanos=250_000_000)),
+        )
+        for detail in details:
+            packed = Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        context.abort_with_status(rpc_status.to_status(status))
+
+    with serving(refuse) as (_, address), Client(address, timeout_s=10) as client:
+        with pytest.raises(CallError) as refusal:
+            client.decide({"home_banner": 1}, request_id="r1")
+        assert refusal.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert refusal.value.reason == "ERROR_REASON_FIELD_INVALID"
+        assert refusal.value.message == "two fields are wrong"
+        assert refusal.value.metadata == {"field": "context.hour"}
+        assert refusal.value.violations == [("context.hour", "a number"), ("placements", "not empty")]
+        assert refusal.value.retry_delay_s == 0.25
+
+        future_error = client.decide_future({"home_banner": 1}).exception()
+        assert isinstance(future_error, grpc.RpcError)
+        assert CallError.of(future_error).violations == refusal.value.violations
+
+
+def test_status_of_the_library_has_a_code_and_no_reason() -> None:
+    with serving(answer_with_peer) as (_, address), Client(address, timeout_s=10) as client:
+        with pytest.raises(CallError) as refusal:
+            client.get_catalog()  # this server has no such service
+        assert (refusal.value.code, refusal.value.reason) == (grpc.StatusCode.UNIMPLEMENTED, "")
+
+
+def test_call_waits_for_a_server_that_is_starting() -> None:
+    with serving(answer_with_peer) as (_, address):
+        pass  # leaves a free port behind
+    with Client(address, timeout_s=10) as client:
+        future = client.decide_future({"home_banner": 1})
+        assert not future.done()
+        with serving(answer_with_peer, address):
+            assert future.result().decision_id
+
+
+def test_call_without_a_server_ends_at_its_deadline() -> None:
+    with serving(answer_with_peer) as (_, address):
+        pass
+    with Client(address) as client, pytest.raises(CallError) as refusal:
+        client.decide({"home_banner": 1}, timeout_s=0.05)
+    assert refusal.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_pushed_catalog_arrives_whole() -> None:
+    def take(
+        parts: Iterator[catalog_service_pb2.PushCatalogRequest], _: grpc.ServicerContext
+    ) -> catalog_service_pb2.PushCatalogResponse:
+        _header, *chunks = parts
+        data = b"".join(part.chunk for part in chunks)
+        return catalog_service_pb2.PushCatalogResponse(revision=hashlib.sha256(data).hexdigest())
+
+    handler = grpc.stream_unary_rpc_method_handler(
+        take,
+        request_deserializer=catalog_service_pb2.PushCatalogRequest.FromString,
+        response_serializer=catalog_service_pb2.PushCatalogResponse.SerializeToString,
+    )
+    catalogs = grpc.method_handlers_generic_handler("tsugi.v1.CatalogService", {"PushCatalog": handler})
+    catalog = Catalog(name="n" * 300_000)
+    with serving(answer_with_peer, others=[catalogs]) as (_, address), Client(address, timeout_s=10) as client:
+        revision = client.push_catalog(catalog, request_id="r1").revision
+    assert revision == hashlib.sha256(catalog.SerializeToString(deterministic=True)).hexdigest()

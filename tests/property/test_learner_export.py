@@ -1,0 +1,167 @@
+"""Published arrays: aligned by name, equal to River's own predictions within 1e-6, and withheld when they are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.catalog.catalog import Doubles, Goal
+from training.export import Exporter, UnsafeArraysError
+from training.fleet import FEATURES_MAX, Fleet
+from training.learners.base import Arrays, Prediction
+from training.learners.logistic import LogisticCorrection
+from training.rewards import Lesson
+from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
+
+GOALS = {
+    name: Goal(name, {}, 1_000_000, 0.0, math.log(rate / (1.0 - rate)))
+    for name, rate in (("visit", 0.2), ("sale", 0.01))
+}
+SCHEMAS = [("profile.a", "profile.b", "context.c"), ("profile.b", "context.d"), ("context.c", "profile.e", "profile.a")]
+
+lessons = st.builds(
+    lambda goal, action, names, values, prior, reward: Lesson(
+        GOALS[goal], action, names, np.array(values[: len(names)], "<f4").tobytes(), prior, reward
+    ),
+    st.sampled_from(sorted(GOALS)),
+    st.sampled_from(["book", "lamp", "rope"]),
+    st.sampled_from(SCHEMAS),
+    st.lists(st.floats(width=32), min_size=3, max_size=3),  # NaN, infinities and all
+    st.floats(-20.0, 20.0),
+    st.floats(0.0, 1.0),
+)
+
+
+def published(exporter: Exporter) -> LearnerArrays:
+    exporter.renew()
+    return LearnerArrays.FromString(exporter.message(1, 2, 3).SerializeToString())
+
+
+def predictions(
+    arrays: LearnerArrays, goal: str, action: str, x: Mapping[str, float], prior: float
+) -> list[Prediction]:
+    """Score one row as workers do, from the published bytes alone; a feature not published has its prior, 0 and 1."""
+    (block,) = [block for block in arrays.goals if block.goal == goal]
+    row = list(block.actions).index(action)
+    vector = np.array([x.get(name, 0.0) for name in arrays.features])
+    d = vector.size
+    propensity = prior + _field(block, "correction_weights", d)[row] @ vector
+    propensity += _field(block, "correction_intercepts")[row]
+    z = block.posterior_scale * np.append(vector, 1.0)
+    mean = 1.0 / (1.0 + np.exp(-prior)) + _field(block, "posterior_means", d + 1)[row] @ z
+    variance = z @ _field(block, "posterior_covariances", d + 1, d + 1)[row] @ z
+    variance += sum((block.posterior_scale * x[name]) ** 2 for name in x.keys() - set(arrays.features))
+    return [Prediction(1.0 / (1.0 + np.exp(-propensity)), 0.0), Prediction(mean, variance)]
+
+
+def _field(block: GoalArrays, field: str, *shape: int) -> Doubles:
+    return np.frombuffer(getattr(block, field), "<f8").reshape(len(block.actions), *shape)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(lessons, max_size=12), min_size=1, max_size=4))
+def test_published_arrays_score_as_river_does(batches: list[list[Lesson]]) -> None:
+    fleet = Fleet()
+    exporter = Exporter(fleet)
+    for batch in batches:
+        for lesson in batch:
+            fleet.learn(lesson)
+        arrays = published(exporter)
+        assert list(arrays.features) == list(fleet.columns)
+        for (goal, action), learners in fleet.learners.items():
+            for x in ({}, {"profile.a": 3.0, "context.c": -1.0}, dict.fromkeys(fleet.columns, 1.0)):
+                for prior in (-2.0, 0.5):
+                    ours = predictions(arrays, goal, action, x, prior)
+                    rivers = [learner.predict_one(x, prior) for learner in learners]
+                    np.testing.assert_allclose(ours, rivers, rtol=0.0, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(lessons, min_size=1, max_size=20))
+def test_arrays_are_the_same_however_often_they_were_renewed(rows: list[Lesson]) -> None:
+    often, once = Fleet(), Fleet()
+    exporter = Exporter(often)
+    for lesson in rows:
+        often.learn(lesson)
+        exporter.renew()
+        once.learn(lesson)
+    assert published(exporter) == published(Exporter(once))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(lessons, min_size=1, max_size=20))
+def test_restored_fleet_publishes_the_same_numbers(rows: list[Lesson]) -> None:
+    fleet, restored = Fleet(), Fleet()
+    for lesson in rows:
+        fleet.learn(lesson)
+    restored.load(*fleet.save())
+    before, after = published(Exporter(fleet)), published(Exporter(restored))
+    assert list(before.features) == list(after.features)
+    for goal, action in fleet.learners:
+        x = dict.fromkeys(fleet.columns, 1.0)
+        assert predictions(before, goal, action, x, 0.0) == predictions(after, goal, action, x, 0.0)
+
+
+def lesson_of(names: tuple[str, ...] = SCHEMAS[0], value: float = 1.0, reward: float = 1.0) -> Lesson:
+    values = np.full(len(names), value, "<f4").tobytes()
+    return Lesson(GOALS["visit"], "book", names, values, 0.0, reward)
+
+
+def test_goal_is_published_before_anything_was_learned_about_it() -> None:
+    fleet = Fleet()
+    fleet.meet(GOALS.values())
+    arrays = published(Exporter(fleet))
+    scales = {block.goal: block.posterior_scale for block in arrays.goals}
+    assert scales == pytest.approx({"visit": 0.1 * math.sqrt(0.2 * 0.8), "sale": 0.1 * math.sqrt(0.01 * 0.99)})
+
+
+def test_numbers_far_outside_are_cut_before_they_teach() -> None:
+    fleet, cut = Fleet(), Fleet()
+    fleet.learn(lesson_of(value=3e38))
+    cut.learn(lesson_of(value=8.0))
+    assert fleet.save() == cut.save()
+
+
+def test_features_beyond_the_budget_are_not_learned_from() -> None:
+    fleet = Fleet()
+    for catalog in range(3):
+        fleet.learn(lesson_of(tuple(f"profile.c{catalog}_{i}" for i in range(FEATURES_MAX // 2 + 1)), value=0.1))
+    fleet.learn(lesson_of(SCHEMAS[0]))
+    assert len(fleet.columns) == FEATURES_MAX
+    assert published(Exporter(fleet)).goals[0].actions == ["book"]
+
+
+class _Lying(LogisticCorrection):
+    def export(self, columns: Mapping[str, int]) -> Arrays:
+        arrays = super().export(columns)
+        arrays["correction_intercepts"] += 1e-4
+        return arrays
+
+
+class _Broken(LogisticCorrection):
+    def export(self, columns: Mapping[str, int]) -> Arrays:
+        arrays = super().export(columns)
+        arrays["correction_weights"][0] = math.nan
+        return arrays
+
+
+@pytest.mark.parametrize("faulty", [_Lying, _Broken])
+def test_arrays_that_do_not_say_what_river_says_are_withheld_until_they_do(faulty: type[LogisticCorrection]) -> None:
+    fleet = Fleet()
+    exporter = Exporter(fleet)
+    fleet.learn(lesson_of())
+    good = published(exporter)
+    sound, bayesian = fleet.learners["visit", "book"]
+    fleet.learners["visit", "book"] = (faulty(0.2), bayesian)
+    fleet.learn(lesson_of(reward=0.0))
+    for _ in range(2):
+        with pytest.raises(UnsafeArraysError):
+            exporter.renew()
+    fleet.learners["visit", "book"] = (sound, bayesian)
+    assert published(exporter) != good

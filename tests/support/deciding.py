@@ -1,0 +1,149 @@
+"""Decide without a server: the real gathering, core and remembering over a state in memory, with given propensities.
+
+``Desk`` is handed a compiled catalog and people; ``ask`` takes a request and gives the reply as its caller would see it,
+the record as the log would keep it, and the refusal reason of every action.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from server.catalog.catalog import Catalog, FeatureColumns, Floats
+from server.decisioning.decide import Decisions, Scratch, decide
+from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
+from server.decisioning.live import make_live
+from server.decisioning.models import Champion, Models, align, no_champion
+from server.decisioning.remember import remember
+from server.profiles import repository
+from server.storage.memory import MemoryStore
+from server.tokens import TokenKey
+from tsugi.client import to_value
+from tsugi.log.v1.learner_pb2 import LearnerArrays
+from tsugi.log.v1.record_pb2 import DecisionRecord
+from tsugi.log.v1.state_pb2 import StoredProfile
+from tsugi.v1.decision_pb2 import RefusalReason
+from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
+
+TOKEN_KEY = TokenKey(bytes(range(32)))
+CATALOG_LSN = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One decision from both sides."""
+
+    reply: DecideResponse
+    record: DecisionRecord
+    refused: dict[str, str]  # action → refusal reason
+
+
+class GivenPropensities:
+    """A scorer that states what it was given; its one input column is the action's row."""
+
+    def __init__(self, log_odds: Floats) -> None:
+        self._log_odds = log_odds
+
+    def score(self, inputs: Floats) -> Floats:
+        return self._log_odds[inputs[:, 0].astype(np.intp)]
+
+
+def given_champion(catalog: Catalog, propensities: Mapping[str, float], goal: str) -> Champion:
+    """Make a champion of stated propensities, so that no model matters."""
+    stated = np.array([propensities.get(name, 0.1) for name in catalog.actions.names])
+    log_odds = np.log(stated / (1.0 - stated)).astype(np.float32)
+    nothing = no_champion(catalog)
+    shared: FeatureColumns = nothing.shared
+    return Champion(
+        sha256=bytes(32),
+        goal_row=catalog.goal_rows[goal],
+        shared=shared,
+        shared_positions=nothing.shared_positions,
+        template=np.arange(len(catalog.actions.names), dtype=np.float32)[:, np.newaxis].copy(),
+        scorer=GivenPropensities(log_odds),
+    )
+
+
+class Desk:
+    """A catalog, people and models, ready to be asked."""
+
+    def __init__(
+        self, catalog: Catalog, *, champion: Champion | None = None, arrays: LearnerArrays | None = None
+    ) -> None:
+        self.catalog = catalog
+        self.models: Models = align(catalog, champion or no_champion(catalog), arrays)
+        self.live = make_live(catalog, self.models, CATALOG_LSN, 0, "tests")
+        self.store = MemoryStore()
+        self._scratch = Scratch()
+
+    def meet(self, profile: StoredProfile, profile_key: bytes = bytes(16)) -> bytes:
+        """Put one person into the state."""
+        with self.store.write() as txn:
+            repository.save(txn, profile_key, profile, self.catalog.space, lsn=CATALOG_LSN)
+        return profile_key
+
+    def decisions(
+        self, requests: Sequence[DecideRequest], now_us: int, decision_keys: Sequence[bytes], mode: int | None = None
+    ) -> tuple[Batch, Decisions]:
+        """Decide requests together and return the columns."""
+        batch = Batch(self.catalog, now_us, len(requests))
+        loop = asyncio.new_event_loop()
+        try:
+            with self.store.read() as snapshot:
+                for request, key in zip(requests, decision_keys, strict=True):
+                    asked = Asked(request, request.SerializeToString(), loop.create_future(), 0.0, 0.0)
+                    asked.decision_key = key
+                    gather_request(asked, batch)
+                    gather_profile(asked, batch, snapshot)
+                    if mode is not None:
+                        asked.mode = mode
+                    batch.add(asked, TOKEN_KEY.seed(key), CATALOG_LSN)
+        finally:
+            loop.close()
+        return batch, decide(batch.questions(), self.catalog, self.models, self._scratch)
+
+    def ask_all(
+        self, requests: Sequence[DecideRequest], now_us: int, decision_keys: Sequence[bytes], mode: int | None = None
+    ) -> list[Answer]:
+        """Decide requests together, as one flush does."""
+        batch, decisions = self.decisions(requests, now_us, decision_keys, mode)
+        names = self.catalog.actions.names
+        answers = []
+        for q, remembered in enumerate(remember(batch, decisions, self.live, TOKEN_KEY)):
+            answers.append(
+                Answer(
+                    DecideResponse.FromString(remembered.reply),
+                    DecisionRecord.FromString(remembered.record),
+                    {
+                        name: RefusalReason.Name(int(reason))
+                        for name, reason in zip(names, decisions.reasons[q], strict=True)
+                        if reason
+                    },
+                )
+            )
+        return answers
+
+    def ask(self, request: DecideRequest, now_us: int = 0, decision_id: str = "d", mode: int | None = None) -> Answer:
+        """Decide one request."""
+        return self.ask_all([request], now_us, [key_of(decision_id)], mode)[0]
+
+
+def key_of(decision_id: str) -> bytes:
+    """Return the decision key that a readable id of a test stands for."""
+    return hashlib.blake2b(decision_id.encode(), digest_size=16).digest()
+
+
+def stored_profile(attributes: Mapping[str, Any], identities: Mapping[str, str]) -> StoredProfile:
+    """Build a stored profile from plain values."""
+
+    profile = StoredProfile()
+    for namespace, value in identities.items():
+        profile.identities.add(namespace=namespace, value=value)
+    for name in sorted(attributes):
+        profile.attributes.add(name=name).attribute_value.value.CopyFrom(to_value(attributes[name]))
+    return profile
