@@ -31,6 +31,7 @@ from server.config import Settings, as_environment
 from server.control import SILENT_S_MAX, ControlPage
 from server.decisioning.kernel import CACHE_FOLDER
 from server.files import Files
+from server.registry.blobs import Blobs
 from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
 from server.storage.lmdb_store import LmdbStore
 from server.storage.record import CorruptRecordError
@@ -146,6 +147,7 @@ class Supervisor:
 
     def _open_once(self) -> None:
         """Open log and state to see that they can be, making what is missing; state that cannot is rebuilt."""
+        Blobs(self._files.registry).sweep()
         try:
             LmdbLog(self._files.log, self._settings.data.log_map_bytes).close()
         except SchemaTooNewError as error:

@@ -4,8 +4,8 @@ Rows are the actions learned about, columns the union of all features in order o
 the last time is taken out of River again. Nothing leaves here that is not finite, or that scores otherwise than River
 does. It is handed a fleet and touches no disk.
 
-Cost sketch at 100 actions and 24 features, all changed: 100 × 25 µs out of River, 0.1 ms to check, 0.2 ms to stack and
-serialise 0.5 MB. Unchanged goals cost a copy.
+Cost sketch at 100 actions and 24 features, all changed: 100 × 70 µs out of River and checked, 0.5 ms to compare, 0.5 ms
+to serialise 0.5 MB. Goals that did not change cost a copy.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from server.storage.record import Record
 from tsugi.log.v1.learner_pb2 import OpenRewards
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind, SlotRecord
 
-# Some 0.7 kB each. When full, new decisions are not learned from: those already open run their whole window, so that
+# Some 0.8 kB each. When full, new decisions are not learned from: those already open run their whole window, so that
 # what is learned stays a fair sample; giving up the oldest would forget silence and keep success.
 OPEN_DECISIONS_MAX: Final = 1_000_000
 # Another worker's commit may put a decision after its first outcome, by milliseconds, or seconds when a disk stalls.

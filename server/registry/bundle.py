@@ -1,4 +1,4 @@
-"""What a pushed bundle is: its bytes taken apart, its manifest checked, its features found in a catalog.
+"""What a pushed bundle is: its bytes taken apart, its manifest checked.
 
 Runs in a worker, on bytes that anybody may have made: sizes come before parsing, and the graph inside is never looked
 at here. That is done by ``gate.py`` in a disposable process, which this module starts and whose verdict it reads.
@@ -6,7 +6,6 @@ at here. That is done by ``gate.py`` in a disposable process, which this module 
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -22,10 +21,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from server.catalog.catalog import EQUALS, NOW_FACT, SCALED, UNKNOWN, Catalog, Fact, FeatureColumns, Rows
 from server.errors import TsugiError, Violation
 from tsugi.log.v1.bundle_pb2 import Bundle, Feature, GoldenRows, Manifest, OutputKind
-from tsugi.v1 import catalog_pb2
 from tsugi.v1.error_reason_pb2 import ErrorReason
 
 Floats = NDArray[np.float32]
@@ -93,23 +90,6 @@ class GateLimits:
 
 
 GATE_LIMITS: Final = GateLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelColumns:
-    """How the input of one model is made from the facts of one catalog. The positions together are 0..d-1.
-
-    Attributes:
-        shared: the columns that are the same for all candidates; their sources index the fact space.
-        shared_positions: int32[shared], where each stands in the model's input.
-        action: the columns that differ by action; their sources index the columns of the catalog's action facts.
-        action_positions: int32[action], where each stands in the model's input.
-    """
-
-    shared: FeatureColumns
-    shared_positions: Rows
-    action: FeatureColumns
-    action_positions: Rows
 
 
 def parse(data: bytes) -> Bundle:
@@ -211,35 +191,6 @@ def golden_rows(bundle: Bundle) -> tuple[Floats, Floats]:
     return np.frombuffer(rows.inputs, "<f4").reshape(outputs.size, len(bundle.manifest.features)), outputs
 
 
-def columns(manifest: Manifest, catalog: Catalog) -> ModelColumns:
-    """Find each feature of a parsed manifest in a catalog and return how the model's input is made.
-
-    Raises:
-        TsugiError: BUNDLE_CONTRACT_MISMATCH: the goal or a fact is not declared, or is not of a type that the feature
-            can be made from; a violation for each, with the nearest declared name.
-    """
-    faults = []
-    if manifest.goal not in catalog.goal_rows:
-        faults.append(Violation("manifest.goal", f"no such goal{_suggest(manifest.goal, catalog.goal_rows)}"))
-    shared, action = _Columns(), _Columns()
-    shared_rows = {fact.name: row for row, fact in enumerate(catalog.space.facts) if row != NOW_FACT}
-    action_rows = {fact.name: row for row, fact in enumerate(catalog.action_facts)}
-    for position, feature in enumerate(manifest.features):
-        path = f"manifest.features[{position}]"
-        if (row := shared_rows.get(feature.fact)) is not None:
-            fault = shared.add(position, feature, row, catalog.space.facts[row])
-        elif (row := action_rows.get(feature.fact)) is not None:
-            fault = action.add(position, feature, row, catalog.action_facts[row])
-        else:
-            hint = _suggest(feature.fact, shared_rows | action_rows) if len(faults) < _SUGGESTIONS_MAX else ""
-            fault = Violation("fact", f"the catalog declares no such fact{hint}")
-        if fault:
-            faults.append(Violation(f"{path}.{fault.path}", fault.description))
-    if faults:
-        raise contract_mismatch(faults)
-    return ModelColumns(*shared.frozen(), *action.frozen())
-
-
 def contract_mismatch(faults: list[Violation]) -> TsugiError:
     """Build the refusal of a bundle that differs from what it must be, naming the first VIOLATIONS_MAX faults."""
     first = faults[0]
@@ -251,57 +202,6 @@ def contract_mismatch(faults: list[Violation]) -> TsugiError:
         field=first.path,
         faults=len(faults),
     )
-
-
-class _Columns:
-    """Feature columns in the making, beside their positions in the model's input."""
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
-        self._sources: list[int] = []
-        self._kinds: list[int] = []
-        self._parameters: list[tuple[float, float, float, float]] = []
-        self._positions: list[int] = []
-
-    def add(self, position: int, feature: Feature, source: int, fact: Fact) -> Violation | None:
-        """Add the column, or say what hinders."""
-        encoding = feature.WhichOneof("encoding")
-        name, kind, parameters = fact.name, SCALED, (0.0, 0.0, 0.0, 0.0)
-        if encoding == "scaled":
-            if fact.type != catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
-                return Violation("scaled", f"{fact.name} is no number; use equals or is_unknown")
-            scaled = feature.scaled
-            parameters = (scaled.center, scaled.spread, scaled.limit, scaled.when_unknown)
-        elif encoding == "equals":
-            codes = {"false": 0, "true": 1} if fact.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL else fact.codes
-            if fact.type not in (catalog_pb2.ATTRIBUTE_TYPE_BOOL, catalog_pb2.ATTRIBUTE_TYPE_CATEGORY):
-                return Violation("equals", f"{fact.name} is neither a category nor a boolean")
-            if feature.equals not in codes:
-                return Violation("equals", f"{fact.name} has no such value{_suggest(feature.equals, codes)}")
-            name, kind = f"{fact.name}={feature.equals}", EQUALS
-            parameters = (float(codes[feature.equals]), 0.0, 0.0, 0.0)
-        else:
-            name, kind = f"{fact.name}?", UNKNOWN
-        self._names.append(name)
-        self._sources.append(source)
-        self._kinds.append(kind)
-        self._parameters.append(parameters)
-        self._positions.append(position)
-        return None
-
-    def frozen(self) -> tuple[FeatureColumns, Rows]:
-        """Return the columns and their positions, read-only."""
-        parameters = np.array(self._parameters, np.float64).reshape(-1, 4)
-        sources, positions = np.array(self._sources, np.int32), np.array(self._positions, np.int32)
-        kinds = np.array(self._kinds, np.uint8)
-        for array in (parameters, sources, positions, kinds):
-            array.setflags(write=False)
-        return FeatureColumns(tuple(self._names), sources, kinds, parameters), positions
-
-
-def _suggest(name: str, known: dict[str, int]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _malformed(message: str) -> TsugiError:

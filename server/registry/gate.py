@@ -40,6 +40,7 @@ from tsugi.v1.error_reason_pb2 import ErrorReason
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]  # float32[m, d] to float32[m]
 
+ELEMENTS_MAX: Final = 4 * BUNDLE_BYTES_MAX  # the smallest number ONNX knows has two bits
 GOLDEN_TOLERANCE: Final = 1e-4
 BATCH_TOLERANCE: Final = 1e-5
 PROPENSITY_TOLERANCE: Final = 1e-6  # by which rounding may leave 0..1
@@ -74,32 +75,13 @@ def _check_graph(data: bytes) -> onnx.GraphProto:
     """Look through everything in the model before any library resolves anything in it."""
     model = onnx.ModelProto.FromString(data)
     for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            _refuse(
-                ErrorReason.ERROR_REASON_BUNDLE_EXTERNAL_DATA,
-                f"tensor {tensor.name[:64]!r} refers to data outside the model; store all weights in it",
-                tensor=tensor.name[:64],
-            )
-        elements = 1
-        for dimension in tensor.dims:
-            elements *= dimension
-        if any(dimension < 0 for dimension in tensor.dims) or elements > 8 * BUNDLE_BYTES_MAX:
-            _refuse(
-                ErrorReason.ERROR_REASON_BUNDLE_MALFORMED,
-                f"tensor {tensor.name[:64]!r} has dimensions that no data in the model can fill",
-                tensor=tensor.name[:64],
-            )
+        _check_tensor(tensor)
     _check_operators(model)
-    for path, got, most in (
-        ("ir_version", model.ir_version, IR_VERSION_MAX),
-        *(
-            (f"opset of {entry.domain!r}", entry.version, OPSETS_MAX.get(_domain(entry.domain), 0))
-            for entry in model.opset_import
-            if _domain(entry.domain) in OPSETS_MAX
-        ),
-    ):
-        if got > most:
-            _refuse(ErrorReason.ERROR_REASON_BUNDLE_MALFORMED, f"onnx_model: {path} is {got}, at most {most} is read")
+    _check_version("IR version", model.ir_version, IR_VERSION_MAX)
+    for entry in model.opset_import:
+        domain = _domain(entry.domain)
+        if domain in OPSETS_MAX:  # others may be declared; no node uses one
+            _check_version(f"opset {domain}".rstrip(), entry.version, OPSETS_MAX[domain])
     try:
         onnx.checker.check_model(data)
     except Exception as error:  # whatever the checker raises: its text is about its own insides
@@ -109,6 +91,30 @@ def _check_graph(data: bytes) -> onnx.GraphProto:
             "onnx.checker.check_model refuses onnx_model; run it where the model was made to see why",
         )
     return model.graph
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    name = tensor.name[:64]
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        _refuse(
+            ErrorReason.ERROR_REASON_BUNDLE_EXTERNAL_DATA,
+            f"tensor {name!r} refers to data outside the model; store all weights in it",
+            tensor=name,
+        )
+    elements = 1
+    for dimension in tensor.dims:
+        elements *= dimension
+        if not 0 <= elements <= ELEMENTS_MAX:
+            _refuse(
+                ErrorReason.ERROR_REASON_BUNDLE_MALFORMED,
+                f"tensor {name!r} has dimensions that no data in the model can fill",
+                tensor=name,
+            )
+
+
+def _check_version(name: str, got: int, most: int) -> None:
+    if got > most:
+        _refuse(ErrorReason.ERROR_REASON_BUNDLE_MALFORMED, f"onnx_model has {name} {got}, at most {most} is read")
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

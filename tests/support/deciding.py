@@ -1,6 +1,6 @@
 """Decide without a server: the real gathering, core and remembering over a state in memory, with given propensities.
 
-``Desk`` is handed a compiled catalog and people; ``ask`` takes a request and gives the reply as its caller would see it,
+``Desk`` is handed a compiled catalog and people; ``ask`` takes a request and gives the reply as its caller sees it,
 the record as the log would keep it, and the refusal reason of every action.
 """
 

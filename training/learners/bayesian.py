@@ -71,7 +71,7 @@ class _RestorableRegression(linear_model.BayesianLinearRegression):
 
 
 class BayesianRegression:
-    """See ActionLearner. A row costs about 15 µs at 24 features; memory is 16 (d + 1)² bytes."""
+    """See ActionLearner. A row costs about 18 µs at 24 features; memory is 16 (d + 1)² bytes."""
 
     family: ClassVar[str] = "bayesian"
     settings: ClassVar[str] = f"width={WIDTH} base_rate_min={BASE_RATE_MIN}"

@@ -11,7 +11,8 @@ from server.catalog.catalog import EQUALS, SCALED, UNKNOWN, Catalog
 from server.catalog.compile import compile_catalog
 from server.catalog.loading import load_catalog
 from server.errors import TsugiError, Violation
-from server.registry.bundle import VIOLATIONS_MAX, columns, golden_rows, parse, read_verdict
+from server.decisioning.bundle_columns import bundle_columns as columns
+from server.registry.bundle import VIOLATIONS_MAX, golden_rows, parse, read_verdict
 from tests.support.bundles import CATALOG, FEATURES, good_bundle, inputs, mlp
 from tests.support.hostile_bundles import HOSTILE
 from tsugi.log.v1.bundle_pb2 import Bundle, Feature, Scaled
