@@ -85,7 +85,8 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._environment = os.environ | as_environment(settings)
+        # A second thread of a numeric library would fight the role's own for its core.
+        self._environment = os.environ | as_environment(settings) | {"OPENBLAS_NUM_THREADS": "1"}
         self._files = Files.below(settings.data.dir)
         self._stopping = asyncio.Event()
         self._latched = asyncio.Event()

@@ -138,7 +138,11 @@ class _Worker:
             clock_us=wall_us,
         )
         self._configuration = Configuration(
-            log=self._log, blobs=blobs, committer=self._committer, token_key=token_key, current=self._catalog
+            log=self._log,
+            blobs=blobs,
+            committer=self._committer,
+            token_key=token_key,
+            current=lambda: self._decisions.live,
         )
 
     async def run(self) -> int:

@@ -29,6 +29,8 @@ import structlog
 
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
+from server.control import ControlPage
+from server.files import Files
 from server.registry.blobs import Blobs
 from server.storage.lmdb_log import LmdbLog
 from server.storage.log import Log
@@ -263,8 +265,14 @@ class Learner:
         self.saved_lsn = self.learned_lsn
 
 
-def run(learner: Learner, stop: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
-    """Learn until told to stop, then publish and save; wait briefly whenever there is nothing new."""
+def run(learner: Learner, stop: threading.Event, beat: Callable[[], None]) -> None:
+    """Learn until told to stop, then publish and save; wait briefly whenever there is nothing new.
+
+    Args:
+        learner: closed when this returns or raises.
+        stop: set by somebody else.
+        beat: called at least every few hundred milliseconds, to show that the loop turns.
+    """
     try:
         while not stop.is_set():
             beat()
@@ -318,27 +326,30 @@ def stop_on_signals() -> threading.Event:
 @click.command("learn")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The data directory.")
 @click.option("--log-map-bytes", default=256 * 1024**3, show_default=True, help="The most the log may ever hold.")
-@click.option("--publish-ms-min", default=100, show_default=True, help="At most this often are arrays published.")
-@click.option("--snapshot-ms-min", default=2_000, show_default=True, help="At most this often is the state saved.")
-def learn_command(data: Path, log_map_bytes: int, publish_ms_min: int, snapshot_ms_min: int) -> None:
+@click.option("--publish-ms", default=100, show_default=True, help="At most this often are arrays published.")
+@click.option("--snapshot-ms", default=2_000, show_default=True, help="At most this often is the state saved.")
+@click.option("--slot", type=int, help="Where on the control page to beat; without it, alone, nowhere.")
+def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: int, slot: int | None) -> None:
     """Learn from the log until SIGTERM or SIGINT; exit 0 then, 75 when another learner owns the folder."""
     # What piles up here is open decisions, and no garbage among them: the learner makes no reference cycles. Looking
     # through a million of them for some would stop learning for a second every now and then.
     gc.disable()
     stop = stop_on_signals()
-    log = open_log(data / "log", log_map_bytes, stop)
+    files = Files.below(data)
+    log = open_log(files.log, log_map_bytes, stop)
     if log is None:
         return
     try:
         learner = Learner(
             log,
-            data / "registry" / "learner",
-            functools.partial(load_catalog, Blobs(data / "registry")),
+            files.learner,
+            functools.partial(load_catalog, Blobs(files.registry)),
             time.monotonic,
-            publish_interval_s=publish_ms_min / 1000,
-            snapshot_interval_s=snapshot_ms_min / 1000,
+            publish_interval_s=publish_ms / 1000,
+            snapshot_interval_s=snapshot_ms / 1000,
         )
-        run(learner, stop)
+        click.echo("ready")  # the supervisor waits for a line from each role
+        run(learner, stop, functools.partial(ControlPage(files.control).beat, slot) if slot is not None else _no_beat)
     except (FolderOwnedError, EpochFencedError) as error:
         structlog.get_logger().error("learner_stopped", why=str(error))
         sys.exit(EXIT_OWNED)
@@ -347,3 +358,7 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms_min: int, snapshot_
         sys.exit(EXIT_DATA)
     finally:
         log.close()
+
+
+def _no_beat() -> None:
+    """Beat nowhere."""

@@ -138,7 +138,7 @@ class Rewards:
         self._learn = learn
         self._open_decisions_max = open_decisions_max
         self._open: dict[bytes, _Decision] = {}  # by decision key, in order of LSN
-        self._closings: list[tuple[int, int, int, _Decision]] = []  # heap of close time, LSN, slot
+        self._closings: list[tuple[int, int, int, bytes]] = []  # heap of close time, LSN, slot; decision key
         self._parked: OrderedDict[int, tuple[int, OutcomeRecord]] = OrderedDict()  # by LSN: log time, outcome
         self._parked_by_key: dict[bytes, list[int]] = {}
 
@@ -224,7 +224,7 @@ class Rewards:
             return
         self._open[opened.key] = opened
         for position, slot in enumerate(opened.slots):
-            heapq.heappush(self._closings, (slot.close_us, opened.lsn, position, opened))
+            heapq.heappush(self._closings, (slot.close_us, opened.lsn, position, opened.key))
         for lsn in self._parked_by_key.pop(opened.key, ()):
             _, outcome = self._parked.pop(lsn)
             self._apply_outcome(opened, outcome, record.time_us)
@@ -268,13 +268,14 @@ class Rewards:
     def _close_until(self, time_us: int) -> None:
         closings = self._closings
         while closings and closings[0][0] <= time_us:
-            close_us, _, position, decision = heapq.heappop(closings)
+            close_us, _, position, key = heapq.heappop(closings)
+            decision = self._open.get(key)
+            if decision is None or decision.slots[position].close_us != close_us:
+                continue  # the slot began to count meanwhile, and has another close time
             slot = decision.slots[position]
-            if slot.close_us != close_us:
-                continue  # it began to count later, and closes later
             decision.n_open -= 1
             if decision.n_open == 0:
-                del self._open[decision.key]
+                del self._open[key]
             if slot.is_settled:
                 continue
             if slot.is_counting:
@@ -298,7 +299,7 @@ class Rewards:
         slot = decision.slots[position]
         if close_us != slot.close_us:
             slot.close_us = close_us
-            heapq.heappush(self._closings, (close_us, decision.lsn, position, decision))
+            heapq.heappush(self._closings, (close_us, decision.lsn, position, decision.key))
 
     def _teach(self, decision: _Decision, slot: _Slot, reward: float) -> None:
         names = decision.terms.names
@@ -328,7 +329,7 @@ class Rewards:
             if close_us <= time_us:
                 opened.n_open -= 1
             else:
-                self._closings.append((close_us, opened.lsn, position, opened))
+                self._closings.append((close_us, opened.lsn, position, opened.key))
         self._open[opened.key] = opened
 
     def _read_again(self, lsns: Sequence[int]) -> Iterator[Record]:

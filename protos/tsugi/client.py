@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
@@ -123,7 +123,7 @@ class CallError(Exception):
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> Self:
-        """Read what gRPC raised, or what the future of decide_future gives as its exception."""
+        """Read what gRPC raised."""
         info, fields, retry = (
             error_details_pb2.ErrorInfo(),
             error_details_pb2.BadRequest(),
@@ -182,14 +182,29 @@ class Client:
         request = decide_request(placements, **options)
         return self._call(self._stubs(request.request_id).decisions.Decide, request, timeout_s)
 
-    def decide_future(
-        self, placements: Placements, *, timeout_s: float | None = None, **options: Unpack[DecideOptions]
-    ) -> grpc.Future[decision_service_pb2.DecideResponse]:
-        """Start a decide and return gRPC's future; CallError.of reads the grpc.RpcError it may end with."""
+    def decide_then(
+        self,
+        then: Callable[[decision_service_pb2.DecideResponse | CallError], None],
+        placements: Placements,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[DecideOptions],
+    ) -> None:
+        """Start a decide and return at once; then is called with its reply or refusal, on one of gRPC's threads."""
         request = decide_request(placements, **options)
-        return self._stubs(request.request_id).decisions.Decide.future(
+        call = self._stubs(request.request_id).decisions.Decide.future(
             request, timeout=self._timeout_s if timeout_s is None else timeout_s
         )
+
+        def answered(done: grpc.Future[decision_service_pb2.DecideResponse]) -> None:
+            error = done.exception()
+            if error is None:
+                then(done.result())
+            else:
+                assert isinstance(error, grpc.RpcError), "a call ends in a reply or in a status"
+                then(CallError.of(error))
+
+        call.add_done_callback(answered)
 
     def report_outcome(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.decisioning.bundle_columns import bundle_columns
-from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, MODEL_HEAD
+from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, MODEL_HEAD, POLL_S, Live
 from server.errors import TsugiError, Violation, field_invalid, not_found
 from server.registry.blobs import Blobs
 from server.registry.bundle import check_in_sandbox, parse
@@ -45,6 +46,9 @@ _KINDS: Final = {
     MODEL_HEAD: RecordKind.RECORD_KIND_MODEL_PUSHED,
     CHAMPION_HEAD: RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE,
 }
+
+
+SWAP_WAIT_S_MAX: Final = 5.0  # a worker takes what is new into use within a second, unless it cannot
 
 
 class Wish(NamedTuple):
@@ -84,7 +88,7 @@ class Configuration:
         blobs: catalogs and bundles.
         committer: where changes go.
         token_key: names request ids.
-        current: gives the catalog in force, or None before the first.
+        current: gives the set this worker serves, or None before the first catalog.
     """
 
     def __init__(
@@ -94,7 +98,7 @@ class Configuration:
         blobs: Blobs,
         committer: GroupCommitter,
         token_key: TokenKey,
-        current: Callable[[], Catalog | None],
+        current: Callable[[], Live | None],
     ) -> None:
         self._log = log
         self._blobs = blobs
@@ -157,8 +161,7 @@ class Configuration:
         bundle = parse(data)
         if (earlier := self._pushed(sha256)) is not None:
             return earlier, bundle, True
-        catalog = self._require_catalog()
-        bundle_columns(bundle.manifest, catalog)
+        bundle_columns(bundle.manifest, await self._require_catalog())
         if self._checking.locked():
             raise TsugiError(
                 ErrorReason.ERROR_REASON_UPLOAD_BUSY, "another bundle is being checked here; push again in some seconds"
@@ -192,7 +195,7 @@ class Configuration:
             return earlier
         if sha256 and self._pushed(sha256) is None:
             raise not_found("model revision", sha256.hex(), "revision")
-        self._check_fit(sha256)
+        await self._check_fit(sha256)
         if wish.validate_only:
             return self._validated(write, sha256)
         return await self._append(
@@ -214,7 +217,7 @@ class Configuration:
             raise _no_previous("model role")
         restored = self._before(CHAMPION_HEAD)
         sha256 = restored.sha256 if restored is not None else b""
-        self._check_fit(sha256)
+        await self._check_fit(sha256)
         if wish.validate_only:
             return self._validated(write, sha256)
         restored_lsn = restored.record.lsn if restored is not None else 0
@@ -283,16 +286,22 @@ class Configuration:
                     violations=[Violation(f"champion.{v.path}", v.description) for v in error.violations],
                 ) from error
 
-    def _check_fit(self, sha256: bytes) -> None:
-        catalog = self._require_catalog()
+    async def _check_fit(self, sha256: bytes) -> None:
+        catalog = await self._require_catalog()
         if sha256:
             bundle_columns(parse(self._blobs.get(sha256)).manifest, catalog)
 
-    def _require_catalog(self) -> Catalog:
-        catalog = self._current()
-        if catalog is None:
+    async def _require_catalog(self) -> Catalog:
+        """Return the catalog in force, as soon as this worker serves the newest one."""
+        head = self.etag(CATALOG_HEAD)
+        if not head:
             raise _catalog_missing()
-        return catalog
+        until = time.monotonic() + SWAP_WAIT_S_MAX
+        while (live := self._current()) is None or live.catalog_lsn < head:
+            if time.monotonic() > until:
+                raise _catalog_missing()
+            await asyncio.sleep(POLL_S)
+        return live.catalog
 
     def _pushed(self, sha256: bytes) -> Entry | None:
         entry = self._log.find(_Write(b"push_model", MODEL_HEAD, sha256, Wish(sha256.hex())).key(self._token_key))

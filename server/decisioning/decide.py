@@ -146,7 +146,7 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         models.posterior_rows,
         models.posterior_means,
         models.posterior_covariances,
-        models.posterior_scale,
+        models.posterior_scales,
     )
     return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable)
 
@@ -245,7 +245,7 @@ def _score_and_fill(
     posterior_rows: Rows,
     posterior_means: Doubles,
     posterior_covariances: Doubles,
-    posterior_scale: float,
+    posterior_scales: Doubles,
 ) -> tuple[Rows, Floats, Floats, Doubles, Floats, Floats, Rows, NDArray[np.int64], Rows, Doubles, Bytes, Doubles]:
     ask_blocks, slot_asks, slot_blocks = _lay_out(ask_starts, ask_counts, starts)
     size, n_slots = ask_blocks[-1], slot_asks.size
@@ -286,7 +286,7 @@ def _score_and_fill(
             if policy == THOMPSON:
                 arbitration.posteriors(
                     prior_log_odds[block], survivors, learned[q], posterior_rows[goal],
-                    posterior_means, posterior_covariances, posterior_scale, means[block], deviations[block],
+                    posterior_means, posterior_covariances, posterior_scales[goal], means[block], deviations[block],
                 )  # fmt: skip
                 worths = worth[:, 0][survivors] * worth[:, 1][survivors] * weights[:, channel][survivors]
                 kinds = exploration.kinds_of(means[block], deviations[block], worths)

@@ -70,7 +70,7 @@ class Models:
     posterior_rows: Rows  # int32[goals, n]: row in the posteriors; 0 is the prior
     posterior_means: Doubles  # float64[r, d + 1]
     posterior_covariances: Doubles  # float64[r, d + 1, d + 1]
-    posterior_scale: float
+    posterior_scales: Doubles  # float64[goals]: factor on the learned features, the width of the goal's prior
     learner_epoch: int
     learned_lsn: int
     learned_time_us: int
@@ -124,7 +124,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     intercepts = np.zeros((n_goals, n))
     posterior_rows = np.zeros((n_goals, n), np.int32)
     means, covariances = [np.zeros((1, d + 1))], [np.eye(d + 1)[np.newaxis]]
-    scale = 1.0
+    scales = np.ones(n_goals)
     thompson_goals = {code[1] for code in catalog.placement_columns.codes.tolist() if code[2] == THOMPSON}
     for block in arrays.goals if arrays is not None else ():
         goal_row = catalog.goal_rows.get(block.goal)
@@ -133,12 +133,12 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         learned = _Block(block, list(arrays.features) if arrays is not None else [], catalog)
         weights[goal_row][np.ix_(learned.rows, learned.columns)] = learned.weights
         intercepts[goal_row, learned.rows] = learned.intercepts
+        scales[goal_row] = block.posterior_scale
         if goal_row in thompson_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
             means.append(learned.posterior_means(d))
             covariances.append(learned.posterior_covariances(d))
-            scale = block.posterior_scale
     return Models(
         champion=champion,
         correction_weights=_frozen(weights),
@@ -146,7 +146,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         posterior_rows=_frozen(posterior_rows),
         posterior_means=_frozen(np.concatenate(means)),
         posterior_covariances=_frozen(np.concatenate(covariances)),
-        posterior_scale=scale,
+        posterior_scales=_frozen(scales),
         learner_epoch=arrays.epoch if arrays is not None else 0,
         learned_lsn=arrays.learned_lsn if arrays is not None else 0,
         learned_time_us=arrays.learned_time_us if arrays is not None else 0,

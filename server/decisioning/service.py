@@ -126,7 +126,8 @@ class DecisionService:
         live = self._live
         if live is None:
             for asked in queue:
-                asked.refuse(_catalog_missing())
+                if not asked.request.at_least_lsn or not self._set_aside(asked):
+                    asked.refuse(_catalog_missing())
             return
         together = max(1, FLUSH_ROWS_MAX // max(1, len(live.catalog.actions.names)))
         for first in range(0, len(queue), together):
@@ -189,8 +190,14 @@ class DecisionService:
             state.lsn >= at_least and (live.lsn >= state.configuration_lsn or state.configuration_lsn > at_least)
         ):
             return False
+        if self._set_aside(asked):
+            return True
+        asked.degradations.append(Degradation.DEGRADATION_PROFILE_STALE)
+        return False
+
+    def _set_aside(self, asked: Asked) -> bool:
+        """Ask again a little later, unless the request has waited as long as it may."""
         if time.monotonic() >= asked.stale_until:
-            asked.degradations.append(Degradation.DEGRADATION_PROFILE_STALE)
             return False
         if not self._waiting:
             asyncio.get_running_loop().call_later(STALE_POLL_S, self._ask_again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -123,9 +124,11 @@ def test_refusal_arrives_with_reason_metadata_and_every_violation() -> None:
         assert refusal.value.violations == [("context.hour", "a number"), ("placements", "not empty")]
         assert refusal.value.retry_delay_s == 0.25
 
-        future_error = client.decide_future({"home_banner": 1}).exception()
-        assert isinstance(future_error, grpc.RpcError)
-        assert CallError.of(future_error).violations == refusal.value.violations
+        answers: queue.SimpleQueue[decision_service_pb2.DecideResponse | CallError] = queue.SimpleQueue()
+        client.decide_then(answers.put, {"home_banner": 1})
+        late_refusal = answers.get(timeout=10)
+        assert isinstance(late_refusal, CallError)
+        assert late_refusal.violations == refusal.value.violations
 
 
 def test_status_of_the_library_has_a_code_and_no_reason() -> None:
@@ -139,10 +142,13 @@ def test_call_waits_for_a_server_that_is_starting() -> None:
     with serving(answer_with_peer) as (_, address):
         pass  # leaves a free port behind
     with Client(address, timeout_s=10) as client:
-        future = client.decide_future({"home_banner": 1})
-        assert not future.done()
+        answers: queue.SimpleQueue[decision_service_pb2.DecideResponse | CallError] = queue.SimpleQueue()
+        client.decide_then(answers.put, {"home_banner": 1})
+        assert answers.empty()
         with serving(answer_with_peer, address):
-            assert future.result().decision_id
+            reply = answers.get(timeout=10)
+        assert isinstance(reply, decision_service_pb2.DecideResponse)
+        assert reply.decision_id
 
 
 def test_call_without_a_server_ends_at_its_deadline() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.files import Files
 from server.storage.lmdb_log import LmdbLog
 from server.storage.log import Log
 from server.storage.memory import MemoryLog
@@ -303,7 +304,7 @@ def test_run_learns_what_is_appended_meanwhile_and_saves_when_stopped(tmp_path: 
     writer = Writer(log)
     learner = start(log, tmp_path, time.monotonic)
     stop = threading.Event()
-    thread = threading.Thread(target=learn.run, args=(learner, stop))
+    thread = threading.Thread(target=learn.run, args=(learner, stop, lambda: None))
     thread.start()
     key = writer.decide([("book", "sale")])
     writer.report(key, "book", "buy")
@@ -323,25 +324,26 @@ def test_command_waits_for_the_log_keeps_others_out_and_exits_cleanly_when_told(
     def spawn() -> subprocess.Popen[bytes]:
         program = "from training.learn import learn_command; learn_command()"
         arguments = [sys.executable, "-c", program, "--data", str(tmp_path), "--log-map-bytes", str(MAP_BYTES)]
-        return subprocess.Popen(arguments, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+        return subprocess.Popen(arguments, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
 
-    folder = tmp_path / "registry" / "learner"
+    files = Files.below(tmp_path)
     first = spawn()
     try:
-        log = LmdbLog(tmp_path / "log", MAP_BYTES)
+        log = LmdbLog(files.log, MAP_BYTES)
         Writer(log).tick()
-        deadline_s = time.monotonic() + 30.0
-        while not (folder / ARRAYS_FILE).exists() and time.monotonic() < deadline_s:
-            assert first.poll() is None
-            threading.Event().wait(0.01)
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"ready\n"
         second = spawn()
-        assert second.wait(30.0) == EXIT_OWNED
+        second.communicate(timeout=30.0)
+        assert second.returncode == EXIT_OWNED
         first.send_signal(signal.SIGTERM)
-        assert first.wait(30.0) == 0
-        newest = Snapshots(folder, log, ARITHMETIC).newest()
+        first.communicate(timeout=30.0)
+        assert first.returncode == 0
+        assert files.arrays.exists()
+        newest = Snapshots(files.learner, log, ARITHMETIC).newest()
         assert newest is not None
         assert newest.learned_lsn == 1
         log.close()
     finally:
         first.kill()
-        first.wait()
+        first.communicate()

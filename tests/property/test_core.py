@@ -37,7 +37,7 @@ def arrays(catalog: Catalog, seed: int) -> LearnerArrays:
     names = [name for name in catalog.actions.names if rng.random() < 0.7] + ["gone_action"]
     d = len(features)
     published = LearnerArrays(format_version=1, epoch=7, learned_lsn=99, learned_time_us=NOW_US, features=features)
-    for goal in ("click", "sale"):
+    for goal, scale in (("click", 0.5), ("sale", 0.2)):
         roots = rng.normal(size=(len(names), d + 1, d + 1)) * 0.1
         published.goals.add(
             goal=goal,
@@ -46,7 +46,7 @@ def arrays(catalog: Catalog, seed: int) -> LearnerArrays:
             correction_intercepts=rng.normal(size=len(names)).tobytes(),
             posterior_means=(rng.normal(size=(len(names), d + 1)) * 0.1).tobytes(),
             posterior_covariances=(roots @ roots.transpose(0, 2, 1)).tobytes(),
-            posterior_scale=0.5,
+            posterior_scale=scale,
         )
     return published
 

@@ -17,6 +17,7 @@ from server.catalog.catalog import (
     Doubles,
     FeatureColumns,
     Floats,
+    Rows,
 )
 from server.decisioning.models import Models
 from tests.support.rules import YES, evaluate
@@ -42,7 +43,7 @@ def encode(facts: Doubles, columns: FeatureColumns) -> Floats:
     ).astype(np.float32)
 
 
-def propensities(prior: Floats, rows: Doubles, learned: Floats, models: Models, goal: int) -> Doubles:
+def propensities(prior: Floats, rows: Rows, learned: Floats, models: Models, goal: int) -> Doubles:
     """Correct the prior and squash it."""
     rows = rows.astype(np.intp)
     log_odds = prior + models.correction_weights[goal, rows] @ learned + models.correction_intercepts[goal, rows]
@@ -50,16 +51,16 @@ def propensities(prior: Floats, rows: Doubles, learned: Floats, models: Models, 
     return probabilities
 
 
-def posterior(prior: Floats, rows: Doubles, learned: Floats, models: Models, goal: int) -> tuple[Doubles, Doubles]:
+def posterior(prior: Floats, rows: Rows, learned: Floats, models: Models, goal: int) -> tuple[Doubles, Doubles]:
     """Return means and standard deviations of the reward."""
-    x = np.append(learned, 1.0) * models.posterior_scale
+    x = np.append(learned, 1.0) * models.posterior_scales[goal]
     where = models.posterior_rows[goal, rows.astype(np.intp)]
     means = 1.0 / (1.0 + np.exp(-prior.astype(np.float64))) + models.posterior_means[where] @ x
     variances = np.einsum("j,ijk,k->i", x, models.posterior_covariances[where], x)
     return means, np.sqrt(np.maximum(variances, 0.0))
 
 
-def distribution(policy: int, parameter: float, priorities: Doubles, is_open: np.ndarray) -> Doubles:  # type: ignore[type-arg]
+def distribution(policy: int, parameter: float, priorities: Doubles, is_open: np.ndarray) -> Doubles:
     """Spread selection probability, for every policy but Thompson."""
     out = np.zeros(priorities.size)
     p = priorities[is_open]

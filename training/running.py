@@ -1,0 +1,72 @@
+"""Starts a whole server for as long as a block lasts, and leaves nothing running.
+
+The demonstration and the replays talk to the product as its users do: by its own command, over its own port.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+READY_S_MAX: Final = 120.0
+STOP_S_MAX: Final = 30.0
+READY_PREFIX: Final = "tsugi serves on "
+
+
+class NotStartedError(Exception):
+    """The server did not come up; its log says why."""
+
+
+@contextmanager
+def running_server(folder: Path, settings: Mapping[str, str | int | bool] | None = None) -> Iterator[str]:
+    """Run a server on a data directory and give its address; stops it, whatever happens.
+
+    Args:
+        folder: data directory; the server's own log lands beside it in ``<folder>.log``.
+        settings: as TSUGI_SECTION_KEY without the prefix, such as {"SERVE_WORKERS": 1}. Port and metrics port are
+            chosen by the system unless they are named here.
+
+    Raises:
+        NotStartedError: not ready within READY_S_MAX.
+    """
+    stated = {"DATA_DIR": str(folder), "SERVE_PORT": 0, "SERVE_METRICS_PORT": 0} | dict(settings or {})
+    environment = os.environ | {
+        f"TSUGI_{name}": str(value).lower() if isinstance(value, bool) else str(value) for name, value in stated.items()
+    }
+    log_path = folder.with_name(f"{folder.name}.log")
+    with log_path.open("w") as log:
+        server = subprocess.Popen(  # our own program
+            [sys.executable, "-P", "-m", "server", "serve"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+        late = threading.Timer(READY_S_MAX, server.kill)
+        late.start()
+        try:
+            assert server.stdout is not None, "a pipe was asked for"
+            line = server.stdout.readline()
+            late.cancel()
+            if not line.startswith(READY_PREFIX):
+                raise NotStartedError(f"the server did not start; see {log_path}")
+            yield line.removeprefix(READY_PREFIX).partition(",")[0]
+        finally:
+            late.cancel()
+            _stop(server)
+
+
+def _stop(server: subprocess.Popen[str]) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        server.wait(STOP_S_MAX)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
