@@ -2,13 +2,14 @@
 
 Each role has a slot and writes the monotonic clock into it from its main loop; the supervisor replaces a role that
 falls silent. The latch is raised by the first process whose log write failed: from then on nobody acknowledges anything
-until the supervisor has opened and verified the log anew. Eight bytes are written at once, so no reader sees half a
-number.
+until the supervisor has opened and verified the log anew. Each worker also says which configuration it serves, so that
+a push can answer when all of them do. Eight bytes are written at once, so no reader sees half a number.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 SLOTS_MAX: Final = 300
 BEAT_S: Final = 0.25
 SILENT_S_MAX: Final = 3.0
+ABSENT_S_MIN: Final = 1.0  # a worker silent for so long is not waited for
 
 _WORD: Final = struct.Struct("<Q")
 _LATCH: Final = 0
@@ -30,9 +32,9 @@ class ControlPage:
     """
 
     def __init__(self, path: Path) -> None:
-        size = _WORD.size * (SLOTS_MAX + 1)
+        size = _WORD.size * (1 + 2 * SLOTS_MAX)
         with path.open("a+b") as file:
-            file.truncate(size)
+            os.posix_fallocate(file.fileno(), 0, size)  # a hole would kill its writer on a full volume
             self._map = mmap.mmap(file.fileno(), size)
 
     def beat(self, slot: int) -> None:
@@ -40,8 +42,18 @@ class ControlPage:
         self._write(1 + slot, time.monotonic_ns())
 
     def forget(self, slot: int) -> None:
-        """Clear a slot, before its role starts: no beat yet."""
+        """Clear a slot, before its role starts: no beat yet, and nothing served."""
         self._write(1 + slot, 0)
+        self._write(1 + SLOTS_MAX + slot, 0)
+
+    def serve(self, slot: int, lsn: int) -> None:
+        """Say that this worker serves the configuration of an LSN; 0: it has none yet."""
+        self._write(1 + SLOTS_MAX + slot, 1 + lsn)
+
+    def is_served(self, lsn: int) -> bool:
+        """Say whether every worker that is alive serves the configuration of this LSN, or a newer one."""
+        served = (self._read(1 + SLOTS_MAX + slot) for slot in range(SLOTS_MAX) if self.silent_s(slot) < ABSENT_S_MIN)
+        return all(1 + lsn <= one for one in served if one)
 
     def silent_s(self, slot: int) -> float:
         """Return for how long a role has been silent; 0 before its first beat."""

@@ -202,7 +202,10 @@ def demo_command(duration_s: float, rate: float, out: Path) -> None:
             "SERVE_CONNECTION_AGE_MS_MAX": 3_600_000,
             "SERVE_CONNECTION_AGE_GRACE_MS": 1_000,
         }
-        with running_server(Path(folder) / "data", settings) as address, Client(address, channels=8) as client:
+        with (
+            running_server(Path(folder) / "data", settings) as address,
+            Client(address, channels=8, timeout_s=10.0) as client,
+        ):
             prepare(client, console)
             traffic = Traffic(world, client, rate=rate, call_share=CALL_SHARE, seed=SEED, on_decision=tally.add)
             people = world.people(N_PEOPLE)

@@ -8,6 +8,7 @@ change names the one before it, so listing and rolling back need nothing but the
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +40,6 @@ _MESSAGES: Final[dict[int, type[Change]]] = {
     RecordKind.RECORD_KIND_MODEL_PUSHED: ModelPushed,
     RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE: ModelRoleChange,
 }
-
-
 _KINDS: Final = {
     CATALOG_HEAD: RecordKind.RECORD_KIND_CATALOG_CHANGE,
     MODEL_HEAD: RecordKind.RECORD_KIND_MODEL_PUSHED,
@@ -48,7 +47,7 @@ _KINDS: Final = {
 }
 
 
-SWAP_WAIT_S_MAX: Final = 5.0  # a worker takes what is new into use within a second, unless it cannot
+SWAP_WAIT_S_MAX: Final = 2.0  # a worker takes what is new into use within a second, unless it cannot
 
 
 class Wish(NamedTuple):
@@ -89,6 +88,7 @@ class Configuration:
         committer: where changes go.
         token_key: names request ids.
         current: gives the set this worker serves, or None before the first catalog.
+        is_served: says whether every worker serves the configuration of an LSN.
     """
 
     def __init__(
@@ -99,12 +99,14 @@ class Configuration:
         committer: GroupCommitter,
         token_key: TokenKey,
         current: Callable[[], Live | None],
+        is_served: Callable[[int], bool],
     ) -> None:
         self._log = log
         self._blobs = blobs
         self._committer = committer
         self._token_key = token_key
         self._current = current
+        self._is_served = is_served
         self._checking = asyncio.Lock()
 
     async def push_catalog(self, data: bytes, wish: Wish) -> Changed:
@@ -113,13 +115,13 @@ class Configuration:
         Raises:
             TsugiError: REQUEST_MALFORMED, CATALOG_INVALID, and those of every write.
         """
-        write = _Write(b"push_catalog", CATALOG_HEAD, hashlib.sha256(data).digest(), wish)
+        write = _Write(b"push_catalog", CATALOG_HEAD, await _sha256(data), wish)
         if (earlier := self._earlier(write)) is not None:
             return earlier
         await asyncio.to_thread(self._check_catalog, data)
         if wish.validate_only:
             return self._validated(write, write.payload)
-        sha256 = await asyncio.to_thread(self._blobs.put, data)
+        sha256 = await self._put(data)
         return await self._append(write, lambda head: CatalogChange(catalog_sha256=sha256, previous_lsn=head))
 
     async def rollback_catalog(self, revision: bytes | None, wish: Wish) -> Changed:
@@ -139,6 +141,7 @@ class Configuration:
             restored = next((entry for entry in self.history(CATALOG_HEAD) if entry.sha256 == revision), None)
             if restored is None:
                 raise not_found("catalog revision", revision.hex(), "revision")
+        await asyncio.to_thread(self._blobs.get, restored.sha256)  # what cannot be loaded must not be put in force
         if wish.validate_only:
             return self._validated(write, restored.sha256)
         return await self._append(
@@ -157,7 +160,7 @@ class Configuration:
         Raises:
             TsugiError: BUNDLE_*, CATALOG_MISSING, UPLOAD_BUSY, LOG_*.
         """
-        sha256 = hashlib.sha256(data).digest()
+        sha256 = await _sha256(data)
         bundle = parse(data)
         if (earlier := self._pushed(sha256)) is not None:
             return earlier, bundle, True
@@ -170,7 +173,7 @@ class Configuration:
             await asyncio.to_thread(check_in_sandbox, data)
         if validate_only:
             return None, bundle, False
-        await asyncio.to_thread(self._blobs.put, data)
+        await self._put(data)
         write = _Write(b"push_model", MODEL_HEAD, sha256, Wish(request_id=sha256.hex()))
         changed = await self._append(
             write,
@@ -247,7 +250,7 @@ class Configuration:
             yield entry
             lsn = entry.change.previous_lsn
 
-    def catalog_data(self, revision: bytes | None) -> tuple[bytes, bytes, int]:
+    async def catalog_data(self, revision: bytes | None) -> tuple[bytes, bytes, int]:
         """Return a catalog revision's bytes and sha256, and the present etag; None: the one in force.
 
         Raises:
@@ -259,7 +262,7 @@ class Configuration:
         sha256 = revision or self._entry(head).sha256
         if all(entry.sha256 != sha256 for entry in self.history(CATALOG_HEAD)):
             raise not_found("catalog revision", sha256.hex(), "revision")
-        return self._blobs.get(sha256), sha256, head
+        return await asyncio.to_thread(self._blobs.get, sha256), sha256, head
 
     def etag(self, head: str) -> int:
         """Return the LSN of the newest change of a history, 0 before the first."""
@@ -289,18 +292,18 @@ class Configuration:
     async def _check_fit(self, sha256: bytes) -> None:
         catalog = await self._require_catalog()
         if sha256:
-            bundle_columns(parse(self._blobs.get(sha256)).manifest, catalog)
+            bundle = parse(await asyncio.to_thread(self._blobs.get, sha256))
+            bundle_columns(bundle.manifest, catalog)
 
     async def _require_catalog(self) -> Catalog:
         """Return the catalog in force, as soon as this worker serves the newest one."""
         head = self.etag(CATALOG_HEAD)
-        if not head:
-            raise _catalog_missing()
         until = time.monotonic() + SWAP_WAIT_S_MAX
-        while (live := self._current()) is None or live.catalog_lsn < head:
-            if time.monotonic() > until:
-                raise _catalog_missing()
-            await asyncio.sleep(POLL_S)
+        while head and ((live := self._current()) is None or live.catalog_lsn < head) and time.monotonic() < until:  # noqa: ASYNC110  # the watcher is a thread
+            await asyncio.sleep(POLL_S / 4)
+        live = self._current()
+        if live is None:
+            raise _catalog_missing()
         return live.catalog
 
     def _pushed(self, sha256: bytes) -> Entry | None:
@@ -352,6 +355,14 @@ class Configuration:
         _check_etag(write.wish, head)
         return Changed(sha256, head, 0, is_duplicate=False)
 
+    async def _put(self, data: bytes) -> bytes:
+        """Make a blob durable and return its sha256."""
+        try:
+            return await asyncio.to_thread(self._blobs.put, data)
+        except OSError as error:
+            is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            raise refusal(LogFullError(is_map=False) if is_full else LogUnavailableError()) from error
+
     async def _append(self, write: _Write, change: Callable[[int], Change]) -> Changed:
         """Append a change to its history; without an etag, after whatever came in between."""
         while True:
@@ -371,7 +382,16 @@ class Configuration:
             except (LogFullError, LogUnavailableError) as error:
                 raise refusal(error) from error
             if receipt.fate is not Fate.HEAD_MOVED or write.wish.etag is not None:
-                return self._stands(settled(receipt))
+                changed = self._stands(settled(receipt))
+                if write.head != MODEL_HEAD:
+                    await self._wait_until_served(changed.lsn)
+                return changed
+
+    async def _wait_until_served(self, lsn: int) -> None:
+        """Wait until every worker serves a change, so that its caller may rely on it; it stands in any case."""
+        until = time.monotonic() + SWAP_WAIT_S_MAX
+        while not self._is_served(lsn) and time.monotonic() < until:  # noqa: ASYNC110  # other processes tell by a page
+            await asyncio.sleep(POLL_S / 4)
 
 
 class _Write(NamedTuple):
@@ -388,6 +408,11 @@ class _Write(NamedTuple):
 
     def digest(self) -> bytes:
         return hashlib.blake2b(self.payload, digest_size=16).digest()
+
+
+async def _sha256(data: bytes) -> bytes:
+    """Hash away from the event loop: 64 MiB take a tenth of a second."""
+    return (await asyncio.to_thread(hashlib.sha256, data)).digest()
 
 
 def _check_etag(wish: Wish, head: int) -> None:
