@@ -203,8 +203,8 @@ def demo_command(duration_s: float, rate: float, out: Path) -> None:
             "SERVE_CONNECTION_AGE_GRACE_MS": 1_000,
         }
         with (
-            running_server(Path(folder) / "data", settings) as address,
-            Client(address, channels=8, timeout_s=10.0) as client,
+            running_server(Path(folder) / "data", settings) as server,
+            Client(server.address, channels=8, timeout_s=10.0) as client,
         ):
             prepare(client, console)
             traffic = Traffic(world, client, rate=rate, call_share=CALL_SHARE, seed=SEED, on_decision=tally.add)

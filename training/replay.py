@@ -222,8 +222,8 @@ def replay_hillstrom(rows: Sequence[Row], seed: int, progress: Progress, rows_pe
     with tempfile.TemporaryDirectory(prefix="tsugi-hillstrom-") as folder:
         settings = {"SERVE_WORKERS": 1, "SERVE_CONNECTION_AGE_MS_MAX": 3_600_000, "SERVE_CONNECTION_AGE_GRACE_MS": 0}
         with (
-            running_server(Path(folder) / "data", settings) as address,
-            Client(address, channels=4, timeout_s=CALL_S_MAX) as client,
+            running_server(Path(folder) / "data", settings) as server,
+            Client(server.address, channels=4, timeout_s=CALL_S_MAX) as client,
         ):
             client.push_catalog(hillstrom_catalog())
             playing = Pass(client, rows_per_s_max)

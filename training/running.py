@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 READY_S_MAX: Final = 120.0
 STOP_S_MAX: Final = 30.0
@@ -24,9 +24,16 @@ class NotStartedError(Exception):
     """The server did not come up; its log says why."""
 
 
+class Running(NamedTuple):
+    """A server that is up."""
+
+    address: str
+    pid: int  # of its supervisor
+
+
 @contextmanager
-def running_server(folder: Path, settings: Mapping[str, str | int | bool] | None = None) -> Iterator[str]:
-    """Run a server on a data directory and give its address; stops it, whatever happens.
+def running_server(folder: Path, settings: Mapping[str, str | int | bool] | None = None) -> Iterator[Running]:
+    """Run a server on a data directory; stops it, whatever happens.
 
     Args:
         folder: data directory; the server's own log lands beside it in ``<folder>.log``.
@@ -57,10 +64,12 @@ def running_server(folder: Path, settings: Mapping[str, str | int | bool] | None
             late.cancel()
             if not line.startswith(READY_PREFIX):
                 raise NotStartedError(f"the server did not start; see {log_path}")
-            yield line.removeprefix(READY_PREFIX).partition(",")[0]
+            yield Running(line.removeprefix(READY_PREFIX).partition(",")[0].strip(), server.pid)
         finally:
             late.cancel()
             _stop(server)
+            if server.stdout is not None:
+                server.stdout.close()
 
 
 def _stop(server: subprocess.Popen[str]) -> None:

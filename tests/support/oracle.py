@@ -28,7 +28,8 @@ def eligible(catalog: Catalog, facts: Doubles, now_us: int) -> np.ndarray[tuple[
     actions = catalog.actions
     dates = (actions.valid_from_us <= now_us) & (now_us < actions.valid_until_us)
     verdicts = [rule < 0 or evaluate(catalog.rules, rule, facts) == YES for rule in actions.rules.tolist()]
-    return dates & np.array(verdicts, bool)
+    passed: np.ndarray[tuple[int], np.dtype[np.bool_]] = dates & np.array(verdicts, bool)
+    return passed
 
 
 def encode(facts: Doubles, columns: FeatureColumns) -> Floats:
