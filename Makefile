@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: setup protos check format test test-all bench bench-quick demo serve golden lock clean
+.PHONY: setup protos check format test test-all bench bench-quick bench-table demo serve golden lock clean
 
 setup: $(VENV)/.installed
 
@@ -19,7 +19,7 @@ $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml protos/generate.py prot
 	touch $@
 
 protos: $(VENV)/.dependencies
-	PATH=$(CURDIR)/$(BIN):$$PATH $(PY) protos/generate.py
+	$(PY) protos/generate.py
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format -d --exit-code
 
 check: setup
@@ -35,12 +35,31 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(PY) -m pytest -m "not long"
+	$(PY) -m pytest -m "not long" $(if $(PYTEST_REPORT),--junitxml=$(PYTEST_REPORT))
 
 test-all: setup
 	$(PY) -m pytest
+
+golden: setup
+	TSUGI_REWRITE_GOLDEN=1 $(PY) -m pytest tests/golden || true
+	git diff --stat -- tests/golden
+
+demo: setup
+	$(PY) -m training demo
+
+serve: setup
+	$(BIN)/tsugi serve
 
 lock: $(VENV)/.dependencies
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/core.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra training pyproject.toml -o requirements/training.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --all-extras pyproject.toml -o requirements/dev.lock
+
+bench: setup
+	$(PY) -m tests.benchmark
+
+bench-quick: setup
+	$(PY) -m tests.benchmark --quick
+
+bench-table: setup
+	$(PY) -m tests.benchmark --table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ class GenerateStubs(BuildHookInterface):  # type: ignore[type-arg]  # hatchling'
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Write the stubs; called once a target, before its files are listed."""
         folder = Path(self.root) / "protos"
-        # mypy-protobuf is a program that protoc looks up on PATH, and an isolated build has its own bin folder.
-        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         sys.path.insert(0, str(folder))
         try:
             from generate import generate  # noqa: PLC0415  # of this very folder, whatever the build frontend imported

@@ -6,6 +6,7 @@ network. Import root = proto root, so no import is rewritten.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,8 @@ def generate(root: Path = ROOT) -> list[Path]:
     Raises:
         SystemExit: the compiler refused a file; it has printed why.
     """
+    # mypy-protobuf is a program that protoc looks up on PATH, and every environment has its own bin folder.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     sources = sorted(root.rglob("*.proto"))
     services = [source for source in sources if "_service" in source.name]
     well_known = str(resources.files("grpc_tools") / "_proto")

@@ -33,16 +33,15 @@ RECORDS_ACCEPTED = Counter("tsugi_records_accepted", "Records on disk", ["kind"]
 COMMIT_SECONDS = Histogram("tsugi_commit_seconds", "One group commit", buckets=_LATENCY_BUCKETS)
 COMMIT_RECORDS = Counter("tsugi_commit_records", "Records committed, all groups")
 COMMIT_QUEUE = Gauge("tsugi_commit_queue_records", "Drafts waiting for a commit", multiprocess_mode="livesum")
-LOG_MAP_USED = Gauge("tsugi_log_map_used_share", "Share of the log's map in use; raise log.map_bytes above 0.7",
+LOG_MAP_USED = Gauge("tsugi_log_map_used_share", "Share of the log's map in use; raise data.log_map_bytes above 0.7",
                      multiprocess_mode="livemax")  # fmt: skip
 APPLIED_LSN = Gauge("tsugi_applied_lsn", "Last log record the state includes", multiprocess_mode="livemax")
 RECORDS_QUARANTINED = Counter("tsugi_records_quarantined", "Log records set aside by the projector")
-LEARNED_LSN = Gauge("tsugi_learned_lsn", "Last log record the learner includes", multiprocess_mode="livemax")
+LEARNED_LSN = Gauge("tsugi_learned_lsn", "Last log record the published learner arrays include", multiprocess_mode="livemax")
 LEARNING_LAG_SECONDS = Histogram(
     "tsugi_learning_lag_seconds", "From a record's log time to the worker's use of arrays that include it",
     buckets=_LATENCY_BUCKETS,
 )  # fmt: skip
-REWARDS_LEARNED = Counter("tsugi_rewards_learned", "Rewards learned from", ["kind"])
 SWAPS = Counter("tsugi_swaps", "Catalogs, champions or learner arrays taken into use", ["what"])
 ROLE_STARTS = Counter("tsugi_role_starts", "Starts of process roles", ["role"])
 

@@ -27,6 +27,7 @@ import click
 import lmdb
 import structlog
 
+from server import telemetry
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.control import ControlPage
@@ -278,6 +279,7 @@ def run(learner: Learner, stop: threading.Event, beat: Callable[[], None]) -> No
             beat()
             n_records = learner.step()
             learner.publish_if_due()
+            telemetry.LEARNED_LSN.set(learner.published_lsn)
             learner.snapshot_if_due()
             if n_records == 0:
                 stop.wait(IDLE_WAIT_S)
@@ -335,6 +337,7 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: 
     # through a million of them for some would stop learning for a second every now and then.
     gc.disable()
     stop = stop_on_signals()
+    telemetry.configure_logs("learner")
     files = Files.below(data)
     log = open_log(files.log, log_map_bytes, stop)
     if log is None:
