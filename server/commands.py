@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from tsugi.client import CallError, Client, event, source_record
+if TYPE_CHECKING:
+    from tsugi.client import Client
 
 _ADDRESS = click.option(
     "--address", envvar="TSUGI_ADDRESS", default="127.0.0.1:7410", show_default=True, help="Where the server is."
@@ -26,58 +27,68 @@ _IDENTITY = click.option(
     "--identity", "identities", multiple=True, metavar="NAMESPACE=VALUE",
     help="Who it is about; may be given several times.",
 )  # fmt: skip
+_FIELD = click.option(
+    "--field", default="", metavar="PATH", help="Print one value of the reply alone, such as slots.0.action."
+)
 _VALIDATE_ONLY = click.option("--validate-only", is_flag=True, help="Check, and change nothing.")
-_TYPED = "numbers, true and false are typed, anything else is text"
+_TYPED = 'numbers, true and false are typed, "text in double quotes" and anything else is text'
+_LSN = click.IntRange(0, (1 << 64) - 1)
+_COUNT_MAX: Final = (1 << 32) - 1
 
 
 @click.command()
 @_ADDRESS
+@_FIELD
 @_IDENTITY
 @click.option("--profile-id", default="", help="Who it is about, by the server's own id.")
 @click.option("--placement", "placements", multiple=True, required=True, metavar="NAME[:COUNT]", help="What to fill.")
 @click.option("--context", multiple=True, metavar="NAME=VALUE", help=f"A fact of this request; {_TYPED}.")
 @click.option("--request-id", default="", help="Makes the call idempotent.")
-@click.option("--at-least-lsn", type=int, default=0, help="Decide on a state that includes this record.")
+@click.option("--at-least-lsn", type=_LSN, default=0, help="Decide on a state that includes this record.")
 @click.option("--durable", is_flag=True, help="Answer when the record is on disk.")
 @click.option("--preview", is_flag=True, help="Decide, and record nothing.")
-def decide(address: str, placements: tuple[str, ...], **options: Any) -> None:
+def decide(address: str, field: str, placements: tuple[str, ...], **options: Any) -> None:
     """Ask for the best next actions."""
     options["identities"] = _pairs(options["identities"])
     options["context"] = _facts(options["context"])
-    asked = [(name, int(count or 1)) for name, _, count in (entry.partition(":") for entry in placements)]
     with _calling(address) as client:
-        _show(client.decide(asked, **options))
+        _show(field, client.decide(_counted(placements), **options))
 
 
 @click.command("outcome")
 @_ADDRESS
+@_FIELD
 @click.argument("decision_id")
 @click.argument("action")
 @click.argument("outcome_type")
 @click.option("--outcome-id", default="", help="Your id of this outcome; by default a new one.")
 @click.option("--value", type=float, default=0.0, help="A number that belongs to it.")
 def report_outcome(
-    address: str, decision_id: str, action: str, outcome_type: str, outcome_id: str, value: float
+    address: str, field: str, decision_id: str, action: str, outcome_type: str, outcome_id: str, value: float
 ) -> None:
     """Tell what happened after a decision."""
     with _calling(address) as client:
-        _show(client.report_outcome(decision_id, action, outcome_id or uuid.uuid4().hex, outcome_type, value=value))
+        _show(
+            field, client.report_outcome(decision_id, action, outcome_id or uuid.uuid4().hex, outcome_type, value=value)
+        )
 
 
 @click.command()
 @_ADDRESS
+@_FIELD
 @click.option("--identity", default="", metavar="NAMESPACE=VALUE", help="Who it is about.")
 @click.option("--profile-id", default="", help="The server's own id of the person.")
-@click.option("--at-least-lsn", type=int, default=0, help="Answer from a state that includes this record.")
-def profile(address: str, identity: str, profile_id: str, at_least_lsn: int) -> None:
+@click.option("--at-least-lsn", type=_LSN, default=0, help="Answer from a state that includes this record.")
+def profile(address: str, field: str, identity: str, profile_id: str, at_least_lsn: int) -> None:
     """Show one golden record."""
     with _calling(address) as client:
         pair = _pairs((identity,))[0] if identity else None
-        _show(client.get_profile(profile_id=profile_id, identity=pair, at_least_lsn=at_least_lsn))
+        _show(field, client.get_profile(profile_id=profile_id, identity=pair, at_least_lsn=at_least_lsn))
 
 
 @click.command()
 @_ADDRESS
+@_FIELD
 @_IDENTITY
 @click.option("--source", default="command_line", show_default=True, help="Who says so.")
 @click.option("--record-id", default="", help="The source's id of this record; by default a new one.")
@@ -85,10 +96,12 @@ def profile(address: str, identity: str, profile_id: str, at_least_lsn: int) -> 
 @click.option("--event", "event_type", default="", help="The type of something that happened.")
 @click.option("--property", "properties", multiple=True, metavar="NAME=VALUE", help="A fact of the event.")
 def ingest(
-    address: str, identities: tuple[str, ...], source: str, record_id: str, attributes: tuple[str, ...],
+    address: str, field: str, identities: tuple[str, ...], source: str, record_id: str, attributes: tuple[str, ...],
     event_type: str, properties: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Record facts about one person."""
+    from tsugi.client import event, source_record
+
     record = source_record(
         record_id or uuid.uuid4().hex,
         source,
@@ -97,110 +110,134 @@ def ingest(
         event=event(event_type, _facts(properties)) if event_type else None,
     )
     with _calling(address) as client:
-        _show(client.ingest_records([record]))
+        _show(field, client.ingest_records([record]))
 
 
 @click.command("push-catalog")
 @_ADDRESS
+@_FIELD
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--etag", default="", help="Refuse unless this is the present etag.")
 @click.option("--request-id", default="", help="Makes the call idempotent.")
 @_VALIDATE_ONLY
-def push_catalog(address: str, file: Path, etag: str, request_id: str, validate_only: bool) -> None:
+def push_catalog(address: str, field: str, file: Path, etag: str, request_id: str, validate_only: bool) -> None:
     """Put the catalog of a YAML file in force."""
     from server.catalog.loading import load_catalog
     from server.errors import TsugiError
+    from tsugi.v1.error_reason_pb2 import ErrorReason
 
     try:
-        catalog = load_catalog(file.read_text())
+        catalog = load_catalog(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise click.BadParameter(f"{file} is not text in UTF-8") from None
     except TsugiError as error:
         _fail(
             {
+                "reason": ErrorReason.Name(error.reason),
                 "message": error.message,
+                "metadata": error.metadata,
                 "violations": [{"field": path, "description": text} for path, text in error.violations],
             }
         )
     with _calling(address) as client:
-        _show(client.push_catalog(catalog, etag=etag, request_id=request_id, validate_only=validate_only))
+        _show(field, client.push_catalog(catalog, etag=etag, request_id=request_id, validate_only=validate_only))
 
 
 @click.command("get-catalog")
 @_ADDRESS
+@_FIELD
 @click.option("--revision", default="", help="By default the one in force.")
-def get_catalog(address: str, revision: str) -> None:
+def get_catalog(address: str, field: str, revision: str) -> None:
     """Show a catalog revision."""
     with _calling(address) as client:
-        _show(client.get_catalog(revision))
+        _show(field, client.get_catalog(revision))
 
 
 @click.command("list-catalogs")
 @_ADDRESS
-def list_catalogs(address: str) -> None:
+@_FIELD
+def list_catalogs(address: str, field: str) -> None:
     """List the catalogs that were put in force, newest first."""
     with _calling(address) as client:
-        _show(client.list_catalog_revisions())
+        _show(field, client.list_catalog_revisions())
 
 
 @click.command("rollback-catalog")
 @_ADDRESS
+@_FIELD
 @click.option("--revision", default="", help="By default the one before the present.")
 @click.option("--etag", default="", help="Refuse unless this is the present etag.")
 @_VALIDATE_ONLY
-def rollback_catalog(address: str, revision: str, etag: str, validate_only: bool) -> None:
+def rollback_catalog(address: str, field: str, revision: str, etag: str, validate_only: bool) -> None:
     """Put an earlier catalog in force again."""
     with _calling(address) as client:
-        _show(client.rollback_catalog(revision, etag=etag, validate_only=validate_only))
+        _show(field, client.rollback_catalog(revision, etag=etag, validate_only=validate_only))
 
 
 @click.command("push-model")
 @_ADDRESS
+@_FIELD
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--label", required=True, help="A name for people.")
 @_VALIDATE_ONLY
-def push_model(address: str, file: Path, label: str, validate_only: bool) -> None:
+def push_model(address: str, field: str, file: Path, label: str, validate_only: bool) -> None:
     """Store a model bundle as a revision; its role does not change."""
     with _calling(address) as client:
-        _show(client.push_model(file.read_bytes(), label, validate_only=validate_only))
+        _show(field, client.push_model(file.read_bytes(), label, validate_only=validate_only))
 
 
 @click.command("list-models")
 @_ADDRESS
-def list_models(address: str) -> None:
+@_FIELD
+def list_models(address: str, field: str) -> None:
     """List the stored model revisions, newest first."""
     with _calling(address) as client:
-        _show(client.list_model_revisions())
+        _show(field, client.list_model_revisions())
 
 
 @click.command("assign-champion")
 @_ADDRESS
+@_FIELD
 @click.argument("revision", default="")
 @click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
 @_VALIDATE_ONLY
-def assign_champion(address: str, revision: str, etag: str, validate_only: bool) -> None:
+def assign_champion(address: str, field: str, revision: str, etag: str, validate_only: bool) -> None:
     """Make a stored revision the champion; without one, nobody is."""
     with _calling(address) as client:
-        _show(client.assign_model_role(revision, etag=etag, validate_only=validate_only))
+        _show(field, client.assign_model_role(revision, etag=etag, validate_only=validate_only))
 
 
 @click.command("rollback-champion")
 @_ADDRESS
+@_FIELD
 @click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
 @_VALIDATE_ONLY
-def rollback_champion(address: str, etag: str, validate_only: bool) -> None:
+def rollback_champion(address: str, field: str, etag: str, validate_only: bool) -> None:
     """Give the role champion back to who had it before."""
     with _calling(address) as client:
-        _show(client.rollback_model(etag=etag, validate_only=validate_only))
+        _show(field, client.rollback_model(etag=etag, validate_only=validate_only))
+
+
+@click.command()
+@_ADDRESS
+def health(address: str) -> None:
+    """Exit 0 when the server is up and takes calls, 1 when it does not."""
+    with _calling(address) as client:
+        if not client.is_serving():
+            _fail({"message": "the server is up and takes no calls"})
 
 
 ALL: tuple[click.Command, ...] = (
     decide, report_outcome, profile, ingest, push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
-    list_models, assign_champion, rollback_champion,
+    list_models, assign_champion, rollback_champion, health,
 )  # fmt: skip
 
 
 @contextmanager
 def _calling(address: str) -> Iterator[Client]:
     """Give a client, and tell a refusal."""
+    from tsugi.client import CallError, Client
+
     try:
         with Client(address) as client:
             yield client
@@ -214,10 +251,19 @@ def _calling(address: str) -> Iterator[Client]:
                 "violations": [{"field": path, "description": text} for path, text in error.violations],
             }
         )
+    except UnicodeEncodeError:  # the shell gave bytes that are no text
+        raise click.UsageError("arguments must be text in UTF-8") from None
 
 
-def _show(message: Message) -> None:
-    click.echo(json_format.MessageToJson(message, ensure_ascii=False))
+def _show(path: str, message: Message) -> None:
+    """Print a reply as JSON, or one value of it: a text as it stands, anything else as JSON."""
+    value: Any = json.loads(json_format.MessageToJson(message))
+    for step in path.split(".") if path else ():
+        try:
+            value = value[int(step)] if isinstance(value, list) else value[step]
+        except (LookupError, ValueError, TypeError):
+            raise click.ClickException(f"the reply has no field {path!r}") from None
+    click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _fail(told: dict[str, object]) -> NoReturn:
@@ -235,14 +281,24 @@ def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:
     return pairs
 
 
+def _counted(texts: tuple[str, ...]) -> list[tuple[str, int]]:
+    asked = []
+    for text in texts:
+        name, _, count = text.partition(":")
+        if count and not (count.isascii() and count.isdecimal() and int(count) <= _COUNT_MAX):
+            raise click.BadParameter(f"{text!r} is not NAME or NAME:COUNT")
+        asked.append((name, int(count or 1)))
+    return asked
+
+
 def _facts(texts: tuple[str, ...]) -> dict[str, str | float | bool]:
     return {name: _fact(value) for name, value in _pairs(texts)}
 
 
 def _fact(text: str) -> str | float | bool:
-    if text in {"true", "false"}:
-        return text == "true"
+    """Read a fact as JSON has it; what is no JSON is text."""
     try:
-        return float(text)
+        fact = json.loads(text, parse_int=float, parse_constant=str)
     except ValueError:
         return text
+    return fact if isinstance(fact, str | float | bool) else text

@@ -147,7 +147,7 @@ def curve(observed: Sequence[Observed], duration_s: float, path: Path) -> None:
     axes.set_xlim(0.0, duration_s)
     axes.set_ylim(bottom=0.0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=4, frameon=False, fontsize=8)
     figure.text(0.995, 0.01, "simulated world; bands are 95% intervals", ha="right", fontsize=8, color="#666666")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from tsugi.requests import (
@@ -338,6 +339,12 @@ class Client:
         )
         return self._call(self._stubs(request_id).models.RollbackModel, request, timeout_s)
 
+    def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
+        """Say whether the server takes calls, of all services or of one by its full name."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        state = self._call(self._stubs().health.Check, request, timeout_s).status
+        return bool(state == health_pb2.HealthCheckResponse.SERVING)
+
     def _stubs(self, key: str | None = None) -> _Stubs:
         """Take the next connection's turn; an empty key (not None) means that the call must not be repeated."""
         line = self._lines[next(self._turns) % len(self._lines)]
@@ -366,6 +373,7 @@ class _Stubs:
         self.profiles = profile_service_pb2_grpc.ProfileServiceStub(channel)
         self.catalogs = catalog_service_pb2_grpc.CatalogServiceStub(channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
 
 
 class _Line:
