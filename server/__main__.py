@@ -34,7 +34,10 @@ def main() -> None:
 def serve(path: Path | None) -> None:
     """Start the server and keep it up until SIGTERM."""
     settings = _settings(path)
-    Files.below(settings.data.dir).prepare_metrics()
+    try:
+        Files.below(settings.data.dir).prepare_metrics()
+    except OSError as error:
+        _refuse(config.ConfigError([f"data.dir: {error}"]))
     from server import app, telemetry
 
     telemetry.configure_logs("supervisor")

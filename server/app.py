@@ -45,7 +45,7 @@ BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 5.0
 STEADY_S: Final = 10.0  # a role that ran this long starts again at once
 WATCH_S: Final = 0.5
-READY_S_MAX: Final = 120.0
+READY_S_MAX: Final = 120.0  # a new machine compiles the kernels meanwhile
 ROLE_STOP_S: Final = 10.0
 
 
@@ -89,7 +89,6 @@ class Supervisor:
         self._environment = os.environ | as_environment(settings) | {"OPENBLAS_NUM_THREADS": "1"}
         self._files = Files.below(settings.data.dir)
         self._stopping = asyncio.Event()
-        self._latched = asyncio.Event()
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._ready: dict[str, asyncio.Event] = {}
 
@@ -110,9 +109,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         self._ready = {role.name: asyncio.Event() for role in roles}
+        metrics = self._serve_metrics()  # before any role runs: it is the last that can be refused
         keeping = {role: asyncio.create_task(self._keep(role)) for role in roles}
         watching = asyncio.create_task(self._watch(roles))
-        metrics = self._serve_metrics()
         announcing = asyncio.create_task(self._announce(port))
         await self._stopping.wait()
         structlog.get_logger().info("draining")
@@ -144,6 +143,7 @@ class Supervisor:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        self._files.sweep_metrics()
         return lock
 
     def _open_once(self) -> None:
@@ -213,12 +213,18 @@ class Supervisor:
             *role.command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env=self._environment
         )
         self._running[role.name] = process
+        if self._stopping.is_set():  # it came too late to be told with the others
+            _signal(process, signal.SIGTERM)
         telemetry.ROLE_STARTS.labels(role.name).inc()
         with contextlib.suppress(ProcessLookupError):  # it ended already; wait() below tells how
             os.sched_setaffinity(process.pid, role.cpus)
         assert process.stdout is not None, "a pipe was asked for"
-        if await process.stdout.readline():
-            self._ready[role.name].set()
+        try:
+            if await asyncio.wait_for(process.stdout.readline(), READY_S_MAX):
+                self._ready[role.name].set()
+        except TimeoutError:
+            structlog.get_logger().error("role_not_ready", name=role.name, role_pid=process.pid)
+            _signal(process, signal.SIGKILL)
         exit_code = await process.wait()
         self._running.pop(role.name, None)
         telemetry.forget_process(process.pid)
@@ -262,8 +268,9 @@ class Supervisor:
         """Say where the server is, once every role works."""
         await asyncio.gather(*(event.wait() for event in self._ready.values()))
         serve = self._settings.serve
-        metrics = f", metrics on http://{serve.address}:{serve.metrics_port}/metrics" if serve.metrics_port else ""
-        sys.stdout.write(f"tsugi serves on {serve.address}:{port}, data in {self._files.root}{metrics}\n")
+        host = f"[{serve.address}]" if ":" in serve.address else serve.address
+        metrics = f", metrics on http://{host}:{serve.metrics_port}/metrics" if serve.metrics_port else ""
+        sys.stdout.write(f"tsugi serves on {host}:{port}, data in {self._files.root}{metrics}\n")
         sys.stdout.flush()
 
     async def _stop(self, roles: Sequence[Role], keeping: dict[Role, asyncio.Task[None]], within_s: float) -> None:

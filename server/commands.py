@@ -101,16 +101,23 @@ def ingest(
 ) -> None:  # fmt: skip
     """Record facts about one person."""
     from tsugi.client import event, source_record
+    from tsugi.v1.error_reason_pb2 import ErrorReason
 
-    record = source_record(
-        record_id or uuid.uuid4().hex,
-        source,
-        _pairs(identities),
-        attributes=_facts(attributes),
-        event=event(event_type, _facts(properties)) if event_type else None,
-    )
     with _calling(address) as client:
-        _show(field, client.ingest_records([record]))
+        record = source_record(
+            record_id or uuid.uuid4().hex,
+            source,
+            _pairs(identities),
+            attributes=_facts(attributes),
+            event=event(event_type, _facts(properties)) if event_type else None,
+        )
+        reply = client.ingest_records([record])
+        if reply.results[0].HasField("error"):  # of a batch of one, the item's error is the call's
+            error = reply.results[0].error
+            _fail(
+                {"reason": ErrorReason.Name(error.reason), "message": error.message, "metadata": dict(error.metadata)}
+            )
+        _show(field, reply)
 
 
 @click.command("push-catalog")
@@ -299,6 +306,6 @@ def _fact(text: str) -> str | float | bool:
     """Read a fact as JSON has it; what is no JSON is text."""
     try:
         fact = json.loads(text, parse_int=float, parse_constant=str)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return fact if isinstance(fact, str | float | bool) else text

@@ -1,11 +1,12 @@
 """What an operator may choose: one TOML file, every key overridable from the environment, defaults embedded and safe.
 
 ``TSUGI_SECTION_KEY`` overrides ``key`` in ``[section]``. An unknown key, a wrong type or an impossible pair stops the
-start with every fault listed.
+start with every fault listed. Other variables that begin with ``TSUGI_`` are not settings unless they name a section.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tomllib
@@ -38,13 +39,13 @@ class Serve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listeners: int = 16  # listening sockets a worker; more of them gather more requests a turn
     connection_age_ms_max: int = 45_000  # connections are closed gracefully at this age, give or take a tenth
     connection_age_grace_ms: int = 5_000  # and their calls have this long to finish
-    reflection: bool = True
+    reflection: bool = True  # tells callers' tools which methods there are
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where everything is kept."""
 
-    dir: str = "data"
+    dir: str = "data"  # log, registry, state and keys; made when absent, for one server at a time
     log_map_bytes: int = 256 * 1024**3  # the most the log may ever hold; sparse
     state_map_bytes: int = 256 * 1024**3  # the same for the state
 
@@ -60,13 +61,13 @@ class Decide(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How decisions treat time and load."""
 
     deadline_ms_default: int = 250  # where the caller sets none
-    queue_requests_max: int = 4_096
+    queue_requests_max: int = 4_096  # above it requests are refused as OVERLOADED
 
 
 class Learner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The learner process."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: no learner process; decisions rest on champion and base rates
     publish_ms_min: int = 100  # at most this often are new arrays published
     snapshot_ms_min: int = 2_000  # at most this often is the learner's state made durable
 
@@ -112,40 +113,59 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> tup
     """
     environment = os.environ if environment is None else environment
     faults: list[str] = []
-    tree: dict[str, dict[str, Any]] = {}
-    origins = {f"{section}.{key}": "default" for section, key in _keys()}
-    if path is not None:
+    given = _from_file(path, faults) if path is not None else {}
+    given |= _from_environment(environment, faults)
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in Settings.__struct_fields__}
+    for (section, key), (value, origin) in given.items():
         try:
-            tree = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError([f"{path}: {error}"]) from error
-        for section, entries in tree.items():
-            for key in entries if isinstance(entries, dict) else ():
-                if f"{section}.{key}" in origins:
-                    origins[f"{section}.{key}"] = "file"
-    for section, key in _keys():
-        name = f"TSUGI_{section}_{key}".upper()
-        if name in environment:
-            tree.setdefault(section, {})[key] = _plain(environment[name])
-            origins[f"{section}.{key}"] = name
-    settings = Settings()
-    for section in tree:
-        try:
-            settings = msgspec.structs.replace(
-                settings, **{section: msgspec.convert(tree[section], _section_type(section))}
-            )
-        except (msgspec.ValidationError, KeyError) as error:
-            faults.append(f"[{section}]: {error if isinstance(error, msgspec.ValidationError) else 'no such section'}")
+            chosen[section][key] = msgspec.convert(value, _types()[section, key])
+        except msgspec.ValidationError as error:
+            faults.append(f"{section}.{key}: {error}, from {origin}")
+    settings = Settings(**{field.name: field.type(**chosen[field.name]) for field in msgspec.structs.fields(Settings)})
     faults.extend(_faults(settings))
     if faults:
         raise ConfigError(faults)
-    return settings, origins
+    origins = {setting: origin for setting, (_, origin) in given.items()}
+    return settings, {f"{section}.{key}": origins.get((section, key), "default") for section, key in _types()}
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
     """Return variables from which load gives these settings again, for processes this one starts."""
+    return {_variable(section, key): _literal(getattr(getattr(settings, section), key)) for section, key in _types()}
+
+
+_Setting = tuple[str, str]  # section and key
+_Given = dict[_Setting, tuple[Any, str]]  # value and origin
+
+
+def _from_file(path: Path, faults: list[str]) -> _Given:
+    """Read the file's known settings; whatever else is wrong with it goes to faults."""
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        faults.append(f"{path}: {error}")
+        return {}
+    given: _Given = {}
+    for section, entries in tree.items():
+        if section not in Settings.__struct_fields__:
+            faults.append(f"[{section}]: no such section")
+        elif not isinstance(entries, dict):
+            faults.append(f"[{section}]: a section is required, got {entries!r}")
+        else:
+            faults.extend(f"{section}.{key}: no such setting" for key in entries if (section, key) not in _types())
+            given |= {(section, key): (value, "file") for key, value in entries.items() if (section, key) in _types()}
+    return given
+
+
+def _from_environment(environment: Mapping[str, str], faults: list[str]) -> _Given:
+    """Read the settings among the variables; those that name a section and no setting of it go to faults."""
+    names = {_variable(section, key): (section, key) for section, key in _types()}
+    sections = tuple(_variable(section, "") for section in Settings.__struct_fields__)
+    faults.extend(f"{name}: no such setting" for name in environment if name.startswith(sections) and name not in names)
     return {
-        f"TSUGI_{section}_{key}".upper(): _literal(getattr(getattr(settings, section), key)) for section, key in _keys()
+        setting: (_plain(environment[name], _types()[setting]), name)
+        for name, setting in names.items()
+        if name in environment
     }
 
 
@@ -156,6 +176,10 @@ def _faults(settings: Settings) -> list[str]:
         value = getattr(getattr(settings, section), key)
         if not least <= value <= most:
             faults.append(f"{name}: {least} to {most}, got {value}")
+    if settings.serve.port and settings.serve.port == settings.serve.metrics_port:
+        faults.append(f"serve.port and serve.metrics_port: both are {settings.serve.port}; one port serves one of them")
+    if not settings.data.dir:
+        faults.append("data.dir: a folder is required, got nothing")
     if settings.serve.address not in _LOOPBACK:
         faults.append(
             f"serve.address: {settings.serve.address} is not a loopback address; Tsugi has no access control yet, "
@@ -164,26 +188,28 @@ def _faults(settings: Settings) -> list[str]:
     return faults
 
 
-def _keys() -> list[tuple[str, str]]:
-    return [
-        (section.name, key.name)
+@functools.cache
+def _types() -> dict[_Setting, type]:
+    return {
+        (section.name, key.name): key.type
         for section in msgspec.structs.fields(Settings)
         for key in msgspec.structs.fields(section.type)
-    ]
+    }
 
 
-def _section_type(section: str) -> type[msgspec.Struct]:
-    types: dict[str, type[msgspec.Struct]] = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    return types[section]
+def _variable(section: str, key: str) -> str:
+    return f"TSUGI_{section}_{key}".upper()
 
 
 def _literal(value: object) -> str:
-    return json.dumps(value)  # of text, numbers and booleans TOML and JSON write the same
+    # Text, numbers and booleans TOML and JSON write the same, but for what JSON escapes in halves and TOML must escape.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _plain(text: str) -> Any:
-    """Read a variable's text as TOML would: true, 5, 1.5; anything else is text."""
+def _plain(text: str, wanted: type) -> Any:
+    """Read a variable's text as TOML would: true, 5, 1.5, "text"; what is none of it stands for itself."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if wanted is str and not isinstance(value, str) else value

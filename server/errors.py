@@ -74,4 +74,5 @@ def not_found(resource: str, name: str, path: str = "") -> TsugiError:
         violations=[Violation(path, f"no such {resource}")] if path else (),
         resource=resource,
         name=name[:64],
+        **({"field": path} if path else {}),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -69,22 +70,40 @@ class Files(NamedTuple):
         for folder in (self.root, self.registry, self.learner, self.secret.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not self.secret.exists():
-            descriptor = os.open(self.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(os.urandom(SECRET_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+            _make_secret(self.secret)
 
     def prepare_metrics(self) -> None:
-        """Empty the folder of metric files and name it to this process and its children.
+        """Make the folder of metric files and name it to this process and its children.
 
         Before anything imports server.telemetry: the metrics library looks at its first import only.
         """
         self.metrics.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for file in self.metrics.glob("*.db"):
-            file.unlink()
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics)
+
+    def sweep_metrics(self) -> None:
+        """Remove the metric files of processes that are gone; by the one supervisor, before it starts another."""
+        for file in self.metrics.glob("*.db"):
+            if not file.stem.endswith(f"_{os.getpid()}"):
+                file.unlink()
 
     def read_secret(self) -> bytes:
         """Return the secret."""
         return self.secret.read_bytes()
+
+
+def _make_secret(path: Path) -> None:
+    """Write a new secret whole, under its name only when it is on disk, and never in the place of another."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(SECRET_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):  # somebody else was faster
+        os.link(unfinished, path)
+    unfinished.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import os
 import signal
 import sys
 import threading
@@ -104,6 +105,7 @@ class _Worker:
         files = Files.below(settings.data.dir)
         self._settings = settings
         self._place = place
+        self._parent_pid = os.getppid()
         self._control = ControlPage(files.control)
         self._log = LmdbLog(files.log, settings.data.log_map_bytes)
         self._store = LmdbStore(files.state, settings.data.state_map_bytes)
@@ -143,6 +145,7 @@ class _Worker:
             committer=self._committer,
             token_key=token_key,
             current=lambda: self._decisions.live,
+            is_served=self._control.is_served,
         )
 
     async def run(self) -> int:
@@ -150,9 +153,10 @@ class _Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._committer.start(self._loop)
+        self._control.serve(self._place.slot, 0)
         in_force = self._watcher.start()
         if in_force is not None:
-            self._decisions.take(in_force)
+            self._take(in_force)
         server = Server(self._handlers(), self._listening())
         await server.start()
         beating = asyncio.create_task(self._beat())
@@ -162,14 +166,15 @@ class _Worker:
         if self._failed.is_set():
             structlog.get_logger().error("log_failed")
             return EXIT_STORAGE
-        await server.drain()
+        await server.drain(lambda: os.getppid() != self._parent_pid)
         keeping.cancel()
-        self._watcher.stop()
-        self._committer.close()
+        # In threads: the last commit may take as long as the disk does, and a worker that waits for it is not dead.
+        await asyncio.to_thread(self._watcher.stop)
+        await asyncio.to_thread(self._committer.close)
         beating.cancel()
         self._store.close()
         self._log.close()
-        return 0
+        return EXIT_STORAGE if self._failed.is_set() else 0
 
     def _catalog(self) -> Catalog | None:
         in_force = self._decisions.live
@@ -177,7 +182,11 @@ class _Worker:
 
     def _on_swap(self, new: live.Live) -> None:
         """Hand a new set to the event loop; called on the watcher's thread, or before the loop takes calls."""
-        self._loop.call_soon_threadsafe(self._decisions.take, new)
+        self._loop.call_soon_threadsafe(self._take, new)
+
+    def _take(self, new: live.Live) -> None:
+        self._decisions.take(new)
+        self._control.serve(self._place.slot, new.lsn)
 
     def _on_log_failure(self) -> None:
         """Raise the latch before anything else can be acknowledged, here or elsewhere; on the committer's thread."""
@@ -222,6 +231,7 @@ class _Worker:
         while True:
             self._control.beat(self._place.slot)
             telemetry.COMMIT_QUEUE.set(self._committer.queue_records)
+            telemetry.DECIDE_QUEUE.set(self._decisions.queue_requests)
             await asyncio.sleep(BEAT_S)
 
     async def _keep_house(self) -> None:

@@ -37,7 +37,9 @@ LOG_MAP_USED = Gauge("tsugi_log_map_used_share", "Share of the log's map in use;
                      multiprocess_mode="livemax")  # fmt: skip
 APPLIED_LSN = Gauge("tsugi_applied_lsn", "Last log record the state includes", multiprocess_mode="livemax")
 RECORDS_QUARANTINED = Counter("tsugi_records_quarantined", "Log records set aside by the projector")
-LEARNED_LSN = Gauge("tsugi_learned_lsn", "Last log record the published learner arrays include", multiprocess_mode="livemax")
+LEARNED_LSN = Gauge(
+    "tsugi_learned_lsn", "Last log record the published learner arrays include", multiprocess_mode="livemax"
+)
 LEARNING_LAG_SECONDS = Histogram(
     "tsugi_learning_lag_seconds", "From a record's log time to the worker's use of arrays that include it",
     buckets=_LATENCY_BUCKETS,

@@ -79,7 +79,8 @@ class TokenKey:
         except (UnicodeEncodeError, binascii.Error, ValueError):
             data = b""
         message, signature = data[:26], data[26:]
-        if len(decision_id) != TOKEN_CHARS or not data.startswith(_PREFIX):
+        # The decoder takes the characters of both alphabets; only the one we write is our id.
+        if len(decision_id) != TOKEN_CHARS or not data.startswith(_PREFIX) or "+" in decision_id or "/" in decision_id:
             raise _invalid()
         if not hmac.compare_digest(hmac.digest(self._signing, message, "sha256")[:16], signature):
             raise _invalid()

@@ -108,7 +108,12 @@ def hillstrom_catalog() -> Catalog:
     time: two weeks of silence pass in one.
     """
     attributes: list[dict[str, object]] = [
-        {"name": name, "type": "ATTRIBUTE_TYPE_CATEGORY", "allowedValues": values}
+        {
+            "name": name,
+            "type": "ATTRIBUTE_TYPE_CATEGORY",
+            "allowedValues": values,
+            "excludedFromLearning": name == "history_segment",  # history once more, coarser
+        }
         for name, values in _CATEGORIES.items()
     ]
     attributes += [
@@ -138,7 +143,7 @@ def hillstrom_catalog() -> Catalog:
                     "channel": "email",
                     "goal": "visit",
                     "activation": "ACTIVATION_ON_IMPRESSION",
-                    "exploration": {"squareCb": {"gamma": 400}},
+                    "exploration": {"thompson": {"draws": 128, "floorShare": 0.01}},
                 }
             ],
             "actions": [

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 READY_S_MAX: Final = 120.0
 STOP_S_MAX: Final = 30.0
+LOG_CHARS_MAX: Final = 4_000
 READY_PREFIX: Final = "tsugi serves on "
 
 
@@ -63,8 +64,11 @@ def running_server(folder: Path, settings: Mapping[str, str | int | bool] | None
             line = server.stdout.readline()
             late.cancel()
             if not line.startswith(READY_PREFIX):
-                raise NotStartedError(f"the server did not start; see {log_path}")
+                raise NotStartedError("the server did not start")
             yield Running(line.removeprefix(READY_PREFIX).partition(",")[0].strip(), server.pid)
+        except BaseException:
+            sys.stderr.write(f"the server's log ends with:\n{log_path.read_text()[-LOG_CHARS_MAX:]}\n")
+            raise
         finally:
             late.cancel()
             _stop(server)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from server.catalog.catalog import GREEDY, SQUARE_CB, THOMPSON, Bytes, Catalog, Doubles, Floats, Rows
 from server.decisioning import arbitration, candidacy, eligibility, exploration, features
 from server.decisioning.kernel import kernel
-from server.decisioning.models import Models
+from server.decisioning.models import NO_GOAL, Models
 from tsugi.v1.decision_pb2 import ChoiceReason
 
 EXPLORE, RANDOM_CONTROL, NO_EXPLORATION = 0, 1, 2
@@ -134,7 +134,7 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         rows,
         learned,
         prior,
-        champion.goal_row,
+        NO_GOAL if is_model_unavailable else champion.goal_row,  # then base rates are the prior of every goal
         catalog.goal_base_log_odds,
         catalog.placement_columns.codes,
         catalog.placement_columns.parameters,

@@ -13,14 +13,19 @@ import math
 import numpy as np
 
 from server.catalog.catalog import NOW_FACT, Bytes, Catalog
+from server.catalog.values import check_value
 from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
 from server.errors import field_invalid, limit_exceeded, not_found
 from server.profiles import repository
 from server.storage.record import NO_KEY
 from server.storage.store import Snapshot
+from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import Degradation
 from tsugi.v1.decision_service_pb2 import DecideRequest
+
+# Of these types the declaration bounds nothing.
+_UNBOUNDED = frozenset({catalog_pb2.ATTRIBUTE_TYPE_TEXT, catalog_pb2.ATTRIBUTE_TYPE_TIME})
 
 
 class Asked:
@@ -140,9 +145,12 @@ def gather_request(asked: Asked, batch: Batch) -> None:
         position = catalog.space.index.get(f"context.{name}")
         if position is None:
             raise not_found("context attribute", name, f"context.{name[:64]}")
-        number = catalog.space.facts[position].encode(value)
+        fact = catalog.space.facts[position]
+        number = fact.encode(value)
         if math.isnan(number):  # of another type, or out of range
-            raise field_invalid(f"context.{name}", catalog.space.facts[position].wanted())
+            raise field_invalid(f"context.{name}", fact.wanted())
+        if fact.type in _UNBOUNDED:
+            check_value(f"context.{name}", value)
         facts[position] = number
     for i, identity in enumerate(request.identities):
         if identity.namespace not in catalog.namespaces:

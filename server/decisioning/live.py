@@ -116,6 +116,8 @@ class Watcher:
         self._build = build
         self._on_swap = on_swap
         self._live: Live | None = None
+        self._arrays: LearnerArrays | None = None  # the last published ones that could be used
+        self._arrays_sha256 = b""
         self._arrays_stamp: tuple[int, int] | None = None
         self._failed: set[tuple[int, int]] = set()
         self._stop = threading.Event()
@@ -135,13 +137,15 @@ class Watcher:
 
     def poll(self) -> None:
         """Look once, and take into use whatever is new."""
-        heads = (self._log.head(CATALOG_HEAD), self._log.head(CHAMPION_HEAD))
+        # The champion first: what is pushed after it was read fits it, for PushCatalog sees to that.
+        champion_lsn = self._log.head(CHAMPION_HEAD)
+        heads = (self._log.head(CATALOG_HEAD), champion_lsn)
         known = (self._live.catalog_lsn, self._live.champion_lsn) if self._live is not None else (0, 0)
         if heads != known and heads[0] and heads not in self._failed:
             self._swap_configuration(*heads)
-        stamp = self._stamp()
-        if self._live is not None and stamp is not None and stamp != self._arrays_stamp:
-            self._swap_arrays(self._live, stamp)
+        if self._live is not None and (stamp := self._stamp()) not in {None, self._arrays_stamp}:
+            self._arrays_stamp = stamp
+            self._swap_arrays(self._live)
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_S):
@@ -160,20 +164,22 @@ class Watcher:
                 "swap_refused", catalog_lsn=catalog_lsn, champion_lsn=champion_lsn, why=str(error)
             )
             return
-        published = read_arrays(self._arrays_path)
-        arrays, digest = published if published is not None else (None, b"")
-        self._take(catalog, align(catalog, champion, arrays, digest), catalog_lsn, champion_lsn)
+        models = align(catalog, champion, self._arrays, self._arrays_sha256)
+        self._take(catalog, models, catalog_lsn, champion_lsn)
         telemetry.SWAPS.labels("configuration").inc()
 
-    def _swap_arrays(self, live: Live, stamp: tuple[int, int]) -> None:
+    def _swap_arrays(self, live: Live) -> None:
         published = read_arrays(self._arrays_path)
         if published is None:
+            structlog.get_logger().error("arrays_refused", why="they do not have the sha256 they state")
             return
-        arrays, digest = published
-        self._arrays_stamp = stamp
-        self._take(
-            live.catalog, align(live.catalog, live.models.champion, arrays, digest), live.catalog_lsn, live.champion_lsn
-        )
+        try:
+            models = align(live.catalog, live.models.champion, *published)
+        except (ValueError, IndexError) as error:  # blocks of another size than their names say
+            structlog.get_logger().error("arrays_refused", why=str(error))
+            return
+        self._arrays, self._arrays_sha256 = published
+        self._take(live.catalog, models, live.catalog_lsn, live.champion_lsn)
         telemetry.SWAPS.labels("arrays").inc()
 
     def _catalog_at(self, lsn: int) -> Catalog:

@@ -48,7 +48,7 @@ class Champion:
     is_unavailable: bool = False  # there should be one, and it does not fit the catalog in force
 
     def score(self, inputs: Floats) -> tuple[Floats, bool]:
-        """Return prior log-odds float32[m], and whether the model failed so that zeros stand in.
+        """Return prior log-odds float32[m], or none and whether that is because the model failed.
 
         Cost: one call into onnxruntime for all rows.
         """
@@ -57,7 +57,7 @@ class Champion:
         try:
             return self.scorer.score(inputs), False
         except ScoringError:
-            return np.zeros(inputs.shape[0], np.float32), True
+            return _NO_PRIOR, True
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ FLUSH_ROWS_MAX: Final = 16_384  # candidates decided in one go: two megabytes of
 STALE_WAIT_S_MAX: Final = 0.1
 STALE_POLL_S: Final = 0.002
 LEARNER_STALE_US: Final = 10_000_000
+REQUEST_S_WEIGHT: Final = 0.05  # of the newest flush in the running mean: it follows a change within some 20 flushes
 
 _DEGRADATION_LABELS = {number: Degradation.Name(number).removeprefix("DEGRADATION_") for number in Degradation.values()}
 
@@ -82,6 +83,7 @@ class DecisionService:
         self._queue: list[Asked] = []
         self._waiting: list[Asked] = []
         self._scratch = Scratch()
+        self._request_s = 0.0  # what deciding one request took lately
 
     @property
     def live(self) -> Live | None:
@@ -90,8 +92,15 @@ class DecisionService:
 
     def take(self, live: Live) -> None:
         """Put a new set in force, from the next flush on."""
-        self._live = live
-        telemetry.LEARNING_LAG_SECONDS.observe(max(0.0, (self._clock_us() - live.models.learned_time_us) / 1e6))
+        before, self._live = self._live, live
+        if live.models.learner_epoch and (before is None or live.models.learned_lsn > before.models.learned_lsn):
+            lag_us = self._clock_us() - live.models.learned_time_us
+            telemetry.LEARNING_LAG_SECONDS.observe(max(0.0, lag_us / 1e6))
+
+    @property
+    def queue_requests(self) -> int:
+        """Return how many requests wait: for this turn's flush, or for the state to catch up."""
+        return len(self._queue) + len(self._waiting)
 
     def decide(self, request: DecideRequest, raw: bytes, timeout_s: float | None) -> asyncio.Future[bytes]:
         """Queue one validated request for this turn's flush and return the future of its serialised reply.
@@ -102,9 +111,9 @@ class DecisionService:
             timeout_s: what is left of the caller's deadline; None: the default applies.
 
         Raises:
-            TsugiError: OVERLOADED, at once. Every other refusal comes through the future.
+            TsugiError: OVERLOADED or DEADLINE_TOO_SHORT, at once. Every other refusal comes through the future.
         """
-        if len(self._queue) + len(self._waiting) >= self._settings.queue_requests_max:
+        if self.queue_requests >= self._settings.queue_requests_max:
             raise TsugiError(
                 ErrorReason.ERROR_REASON_OVERLOADED,
                 f"{self._settings.queue_requests_max} requests wait already; retry with the same request_id",
@@ -113,6 +122,14 @@ class DecisionService:
         loop = asyncio.get_running_loop()
         arrived = time.monotonic()
         left = self._settings.deadline_ms_default / 1000 if timeout_s is None else timeout_s
+        needed_s = (len(self._queue) + 1) * self._request_s
+        if left < needed_s:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT,
+                f"{left * 1000:.3f} ms are left and deciding takes about {needed_s * 1000:.3f}; nothing was done",
+                left_us=int(left * 1e6),
+                needed_us=int(needed_s * 1e6),
+            )
         if not self._queue:
             loop.call_soon(self._flush)
         waiter: asyncio.Future[bytes] = loop.create_future()
@@ -133,9 +150,10 @@ class DecisionService:
         for first in range(0, len(queue), together):
             self._decide_together(queue[first : first + together], live)
         telemetry.DECIDE_SECONDS.observe(time.monotonic() - queue[0].arrived)
-        telemetry.DECIDE_COMPUTE_SECONDS.inc(time.perf_counter() - started)
+        elapsed_s = time.perf_counter() - started
+        self._request_s += REQUEST_S_WEIGHT * (elapsed_s / len(queue) - self._request_s)
+        telemetry.DECIDE_COMPUTE_SECONDS.inc(elapsed_s)
         telemetry.DECIDE_FLUSHES.inc()
-        telemetry.DECISIONS.labels("together").inc(len(queue))
 
     def _decide_together(self, queue: list[Asked], live: Live) -> None:
         try:
@@ -146,7 +164,7 @@ class DecisionService:
         except Exception as error:  # ours to survive: one poisoned request must not sink its neighbours
             if len(queue) > 1:
                 for asked in queue:
-                    if not asked.waiter.done():
+                    if not asked.waiter.done() and asked not in self._waiting:
                         self._decide_together([asked], live)
             else:
                 queue[0].refuse(error)
@@ -186,9 +204,7 @@ class DecisionService:
     def _is_too_early(self, asked: Asked, state: Applied, live: Live) -> bool:
         """Set a request aside while the state, or this worker's configuration, is behind what its caller has seen."""
         at_least = asked.request.at_least_lsn
-        if not at_least or (
-            state.lsn >= at_least and (live.lsn >= state.configuration_lsn or state.configuration_lsn > at_least)
-        ):
+        if not at_least or (state.lsn >= at_least and live.lsn >= min(at_least, state.configuration_lsn)):
             return False
         if self._set_aside(asked):
             return True
@@ -234,7 +250,9 @@ class DecisionService:
     def _remember(self, batch: Batch, decisions: Decisions, live: Live) -> None:
         """Answer, and queue the records; a durable decision answers when its record is on disk."""
         drafts: list[Draft] = []
-        for asked, remembered in zip(batch.asked, remember(batch, decisions, live, self._token_key), strict=True):
+        # All of them before the first is answered: where one fails, all are decided again alone, and none twice.
+        every = list(remember(batch, decisions, live, self._token_key))
+        for asked, remembered in zip(batch.asked, every, strict=True):
             for number in asked.degradations:
                 telemetry.DEGRADATIONS.labels(_DEGRADATION_LABELS[number]).inc()
             is_recorded = Degradation.DEGRADATION_DECISION_NOT_RECORDED not in asked.degradations
@@ -247,6 +265,7 @@ class DecisionService:
                 asked.answer(remembered.reply)
         if drafts:
             self._committer.offer(drafts)
+        telemetry.DECISIONS.labels("together").inc(len(batch.asked))
 
     def _answer_when_durable(self, asked: Asked, remembered: Remembered) -> None:
         def answer(commit: Receipts) -> None:

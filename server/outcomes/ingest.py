@@ -21,7 +21,7 @@ from server.errors import TsugiError, field_invalid, limit_exceeded, not_found
 from server.profiles import repository
 from server.storage.committer import GroupCommitter
 from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, refusal, settled
-from server.storage.record import Draft
+from server.storage.record import CorruptRecordError, Draft
 from server.storage.store import Snapshot, Store
 from server.tokens import TokenKey
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind, SourceRecordAccepted
@@ -118,21 +118,12 @@ class Ingest:
 
     def _outcome(self, request: ReportOutcomeRequest, catalog: Catalog) -> Draft:
         token = self._token_key.verify(request.decision_id)
-        declared = catalog.outcome_types.get(request.type)
-        if declared is None:
-            raise not_found("outcome type", request.type, "type")
-        if not declared.value_minimum <= request.value <= declared.value_maximum:
-            raise field_invalid(
-                "value",
-                f"must be finite and within [{declared.value_minimum:g}, {declared.value_maximum:g}], "
-                f"got {request.value:g}",
-            )
-        now_us = self._clock_us()
-        occurrence_time_us = now_us
-        if request.HasField("occurrence_time"):
-            instant = request.occurrence_time
-            occurrence_time_us = instant.seconds * 1_000_000 + instant.nanos // 1_000
-        subjects = self._check_against_decision(request, token.decision_key, occurrence_time_us)
+        instant = request.occurrence_time
+        occurrence_time_us = (
+            instant.seconds * 1_000_000 + instant.nanos // 1_000
+            if request.HasField("occurrence_time")
+            else self._clock_us()
+        )
         record = OutcomeRecord(
             decision_key=token.decision_key,
             action=request.action,
@@ -140,20 +131,36 @@ class Ingest:
             value=request.value,
             occurrence_time_us=occurrence_time_us,
         )
-        return Draft(
+        draft = Draft(
             kind=RecordKind.RECORD_KIND_OUTCOME,
             payload=record.SerializeToString(),
             key=self._token_key.record_key(b"outcome", token.decision_key, request.outcome_id),
             payload_digest=_digest(request),
-            subjects=subjects,
         )
+        try:
+            _check_outcome(request, catalog)
+            return draft._replace(subjects=self._check_against_decision(request, record))
+        except TsugiError:
+            if self._is_recorded(draft):
+                return draft
+            raise
 
-    def _check_against_decision(
-        self, request: ReportOutcomeRequest, decision_key: bytes, occurrence_time_us: int
-    ) -> tuple[bytes, ...]:
+    def _is_recorded(self, draft: Draft) -> bool:
+        """Say whether this very item was accepted before: a repeat counts, whatever the catalog says by now."""
+        entry = self._log.find(draft.key)
+        return entry is not None and entry.payload_digest == draft.payload_digest
+
+    def _check_against_decision(self, request: ReportOutcomeRequest, outcome: OutcomeRecord) -> tuple[bytes, ...]:
         """Return the subjects of the decision, if it is visible yet; otherwise the join will check."""
-        entry = self._log.find(decision_key)
-        record = self._log.get(entry.lsn) if entry is not None else None
+        entry = self._log.find(outcome.decision_key)
+        try:
+            record = self._log.get(entry.lsn) if entry is not None else None
+        except CorruptRecordError as error:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
+                "the decision's record fails its checksum; tell the operator",
+                lsn=entry.lsn if entry is not None else 0,
+            ) from error
         if record is None or record.is_tombstone:
             return ()
         decision = DecisionRecord.FromString(record.payload)
@@ -163,7 +170,7 @@ class Ingest:
                 f"action: the decision did not choose {request.action[:64]!r}; report an action of its slots",
                 action=request.action[:64],
             )
-        if occurrence_time_us < decision.now_us - CLOCK_SKEW_US:
+        if outcome.occurrence_time_us < decision.now_us - CLOCK_SKEW_US:
             raise TsugiError(
                 ErrorReason.ERROR_REASON_TIME_OUT_OF_RANGE,
                 "occurrence_time: more than 5 minutes before the decision",
@@ -172,35 +179,25 @@ class Ingest:
         return record.subjects
 
     def _source_record(self, record: SourceRecord, catalog: Catalog, snapshot: Snapshot) -> Draft:
-        for i, identity in enumerate(record.identities):
-            if identity.namespace not in catalog.namespaces:
-                raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
-        for name, value in record.attributes.items():
-            position = catalog.space.index.get(f"profile.{name}")
-            if position is None:
-                raise not_found("profile attribute", name, f"attributes.{name[:64]}")
-            _check_value(f"attributes.{name}", catalog.space.facts[position], value)
-        if record.HasField("event"):
-            properties = catalog.event_properties.get(record.event.type)
-            if properties is None:
-                raise not_found("event type", record.event.type, "event.type")
-            for name, value in record.event.properties.items():
-                if name not in properties:
-                    raise not_found("event property", name, f"event.properties.{name[:64]}")
-                _check_value(f"event.properties.{name}", properties[name], value)
-        if len(repository.find_all(snapshot, record.identities)) > 1:
-            raise TsugiError(
-                ErrorReason.ERROR_REASON_IDENTITIES_CONFLICT,
-                "identities: they belong to two known profiles; send the record for one of them",
-                field="identities",
-            )
-        return Draft(
+        draft = Draft(
             kind=RecordKind.RECORD_KIND_SOURCE_RECORD,
             payload=SourceRecordAccepted(record=record).SerializeToString(),
             key=self._token_key.record_key(b"source_record", record.source.encode(), record.record_id),
             payload_digest=_digest(record),
             subjects=tuple(map(repository.identity_key, record.identities)),
         )
+        try:
+            _check_source_record(record, catalog)
+            if len(repository.find_all(snapshot, record.identities)) > 1:
+                raise TsugiError(
+                    ErrorReason.ERROR_REASON_IDENTITIES_CONFLICT,
+                    "identities: they belong to two known profiles; send the record for one of them",
+                    field="identities",
+                )
+        except TsugiError:
+            if not self._is_recorded(draft):
+                raise
+        return draft
 
 
 _Item = TypeVar("_Item")
@@ -218,6 +215,37 @@ def _each(items: Sequence[_Item | TsugiError], make: Callable[[_Item], Draft]) -
         except TsugiError as error:
             drafts.append(error)
     return drafts
+
+
+def _check_outcome(request: ReportOutcomeRequest, catalog: Catalog) -> None:
+    declared = catalog.outcome_types.get(request.type)
+    if declared is None:
+        raise not_found("outcome type", request.type, "type")
+    if not declared.value_minimum <= request.value <= declared.value_maximum:
+        raise field_invalid(
+            "value",
+            f"must be finite and within [{declared.value_minimum:g}, {declared.value_maximum:g}], "
+            f"got {request.value:g}",
+        )
+
+
+def _check_source_record(record: SourceRecord, catalog: Catalog) -> None:
+    for i, identity in enumerate(record.identities):
+        if identity.namespace not in catalog.namespaces:
+            raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
+    for name, value in record.attributes.items():
+        position = catalog.space.index.get(f"profile.{name}")
+        if position is None:
+            raise not_found("profile attribute", name, f"attributes.{name[:64]}")
+        _check_value(f"attributes.{name}", catalog.space.facts[position], value)
+    if record.HasField("event"):
+        properties = catalog.event_properties.get(record.event.type)
+        if properties is None:
+            raise not_found("event type", record.event.type, "event.type")
+        for name, value in record.event.properties.items():
+            if name not in properties:
+                raise not_found("event property", name, f"event.properties.{name[:64]}")
+            _check_value(f"event.properties.{name}", properties[name], value)
 
 
 def _check_value(path: str, fact: Fact, value: Value) -> None:

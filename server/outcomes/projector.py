@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from server import telemetry
 from server.catalog.catalog import Catalog
@@ -33,16 +34,18 @@ from tsugi.v1.profile_pb2 import AttributeValue
 from tsugi.v1.profile_service_pb2 import SourceRecord
 
 BATCH_RECORDS_MAX = 512
-QUARANTINE_MAX = 10_000
+UNREADABLE_MAX = 1_000
 
 _CATALOG_KEY = b"catalog"
+_LOG_KEY = b"log"
+_UNREADABLE = b"it is not the message of its kind"
 _CONFIGURATION_KINDS = frozenset({RecordKind.RECORD_KIND_CATALOG_CHANGE, RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE})
 
 LoadCatalog = Callable[[bytes], Catalog]
 
 
-class TooManyQuarantinedError(Exception):
-    """More records could not be applied than can be an accident; somebody must look."""
+class TooManyUnreadableError(Exception):
+    """More records could not be read than can be an accident; somebody must look."""
 
 
 def state_hash(store: Store) -> bytes:
@@ -53,6 +56,18 @@ def state_hash(store: Store) -> bytes:
             for key, value in snapshot.scan(table):
                 digest.update(struct.pack("<16sII", table.value.encode(), len(key), len(value)) + key + value)
     return digest.digest()
+
+
+def forget_foreign(log: Log, store: Store) -> None:
+    """Empty a state that is not a projection of this log: made from another one, or ahead of one that was restored."""
+    with store.write() as txn:
+        log_id = txn.get(Table.META, _LOG_KEY)
+        if log_id is not None and (bytes(log_id) != log.log_id or read_applied(txn).lsn > log.tail().lsn):
+            structlog.get_logger().error("state_forgotten", why="it is not of this log")
+            for table in Table:
+                for key, _ in list(txn.scan(table)):
+                    txn.delete(table, key)
+        txn.put(Table.META, _LOG_KEY, log.log_id)
 
 
 class Projector:
@@ -68,11 +83,12 @@ class Projector:
         self._log = log
         self._store = store
         self._load_catalog = load_catalog
+        forget_foreign(log, store)
         with store.read() as snapshot:
             self._applied = read_applied(snapshot)
             sha256 = snapshot.get(Table.META, _CATALOG_KEY)
             self._catalog = load_catalog(bytes(sha256)) if sha256 is not None else None
-            self._n_quarantined = sum(1 for _ in snapshot.scan(Table.QUARANTINE))
+            self._n_unreadable = sum(why == _UNREADABLE for _, why in snapshot.scan(Table.QUARANTINE))
             self._has_parked = any(True for _ in snapshot.scan(Table.PARKED))
 
     @property
@@ -85,7 +101,7 @@ class Projector:
 
         Raises:
             CorruptRecordError: the log is damaged; nothing after it can be applied.
-            TooManyQuarantinedError: see there.
+            TooManyUnreadableError: see there.
         """
         records = self._log.read(self._applied.lsn + 1, BATCH_RECORDS_MAX)
         if records:
@@ -111,12 +127,16 @@ class Projector:
             self._apply(record, txn)
         except _NotApplicableError as error:
             self._quarantine(record, str(error), txn)
+        except DecodeError:
+            self._n_unreadable += 1
+            if self._n_unreadable > UNREADABLE_MAX:
+                raise TooManyUnreadableError(
+                    f"{UNREADABLE_MAX} records could not be read; see the quarantine"
+                ) from None
+            self._quarantine(record, _UNREADABLE.decode(), txn)
 
     def _quarantine(self, record: Record, why: str, txn: Transaction) -> None:
         """Set one record aside by name: it stays in the log, and has no effect."""
-        if self._n_quarantined >= QUARANTINE_MAX:
-            raise TooManyQuarantinedError(f"{QUARANTINE_MAX} records set aside; see the quarantine table")
-        self._n_quarantined += 1
         txn.put(Table.QUARANTINE, record.lsn.to_bytes(8, "big"), why.encode())
         telemetry.RECORDS_QUARANTINED.inc()
         structlog.get_logger().warning("record_quarantined", lsn=record.lsn, kind=record.kind, why=why)
@@ -145,7 +165,12 @@ class Projector:
                 parked = self._log.get(int.from_bytes(key[16:], "big"))
                 assert parked is not None, "a parked outcome is in the log"
                 txn.delete(Table.PARKED, key)
-                self._apply_outcome(parked, txn, as_of_lsn=record.lsn)
+                if parked.is_tombstone:
+                    continue
+                try:  # one that does not fit must not take the decision and the others with it
+                    self._apply_outcome(parked, txn, as_of_lsn=record.lsn)
+                except _NotApplicableError as error:
+                    self._quarantine(parked, str(error), txn)
 
     def _apply_outcome(self, record: Record, txn: Transaction, as_of_lsn: int) -> None:
         """Count the contact that an action's first outcome confirms, once.

@@ -86,6 +86,8 @@ def load(snapshot: Snapshot, profile_key: bytes) -> StoredRecord | None:
     data = snapshot.get(Table.PROFILES, profile_key)
     if data is None:
         return None
+    if len(data) < _HEADER.size:
+        raise CorruptProfileError("profile record is cut short")
     crc, version, n_facts, lsn, layout = _HEADER.unpack_from(data)
     if version != _VERSION or google_crc32c.value(bytes(data[4:])) != crc:
         raise CorruptProfileError(f"profile record of version {version} fails its checksum")

@@ -12,7 +12,7 @@ from server.errors import field_invalid
 from server.profiles.repository import timestamp
 from server.rpc import validate
 from server.rpc.methods import Context
-from server.rpc.upload import Upload
+from server.rpc.upload import Upload, Uploads
 from tsugi.log.v1.record_pb2 import CatalogChange
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.catalog_service_pb2 import (
@@ -33,9 +33,14 @@ class CatalogServicer:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self._uploads = Uploads()
 
     async def push_catalog(self, requests: AsyncIterator[PushCatalogRequest], _context: Context) -> PushCatalogResponse:
         """See CatalogService.PushCatalog."""
+        with self._uploads.one():
+            return await self._push(requests)
+
+    async def _push(self, requests: AsyncIterator[PushCatalogRequest]) -> PushCatalogResponse:
         header, upload = None, None
         async for request in requests:
             if upload is None:
@@ -56,7 +61,7 @@ class CatalogServicer:
     async def get_catalog(self, request: GetCatalogRequest, _raw: bytes, _context: Context) -> GetCatalogResponse:
         """See CatalogService.GetCatalog."""
         revision = validate.revision(request.revision) if request.revision else None
-        data, sha256, head = self._configuration.catalog_data(revision)
+        data, sha256, head = await self._configuration.catalog_data(revision)
         return GetCatalogResponse(catalog=Catalog.FromString(data), revision=sha256.hex(), etag=str(head))
 
     async def list_catalog_revisions(

@@ -7,7 +7,7 @@ cannot be parsed is refused by us, with a reason, and replies that were spliced 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -86,9 +86,9 @@ def _unary(method: MethodDescriptor, answer: UnaryAnswer) -> grpc.RpcMethodHandl
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
             reply = await answer(_parse(request_class, raw, bytes_max), raw, context)
+            return reply if isinstance(reply, bytes) else reply.SerializeToString()
         except Exception as error:  # the one place where errors become statuses
             await _abort(context, error)
-        return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -103,9 +103,9 @@ def _streaming(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethod
     async def handle(requests: AsyncIterator[bytes], context: Context) -> bytes:
         try:
             reply = await answer(parsed(requests), context)
+            return reply.SerializeToString()
         except Exception as error:  # the one place where errors become statuses
             await _abort(context, error)
-        return reply.SerializeToString()
 
     return grpc.stream_unary_rpc_method_handler(handle)
 
@@ -122,6 +122,6 @@ def _parse(request_class: type[Message], raw: bytes, bytes_max: int) -> Message:
         ) from error
 
 
-async def _abort(context: Context, error: Exception) -> None:
+async def _abort(context: Context, error: Exception) -> NoReturn:
     code, message, trailing = status(told(error))
     await context.abort(code, message, trailing)

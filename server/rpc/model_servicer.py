@@ -13,7 +13,7 @@ from server.registry.bundle import BUNDLE_BYTES_MAX
 from server.rpc import validate
 from server.rpc.catalog_servicer import validate_wish
 from server.rpc.methods import Context
-from server.rpc.upload import Upload
+from server.rpc.upload import Upload, Uploads
 from tsugi.log.v1.record_pb2 import ModelPushed
 from tsugi.v1.model_pb2 import ModelRevision, ModelRole
 from tsugi.v1.model_service_pb2 import (
@@ -33,9 +33,14 @@ class ModelServicer:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self._uploads = Uploads()
 
     async def push_model(self, requests: AsyncIterator[PushModelRequest], _context: Context) -> PushModelResponse:
         """See ModelService.PushModel."""
+        with self._uploads.one():
+            return await self._push(requests)
+
+    async def _push(self, requests: AsyncIterator[PushModelRequest]) -> PushModelResponse:
         header, upload = None, None
         async for request in requests:
             if upload is None:

@@ -8,9 +8,10 @@ caller nothing. Everything here is public API.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -66,23 +67,27 @@ class Server:
         for name in ("", *(service.full_name for service in SERVICES)):
             await self._health.set(name, state)
 
-    async def drain(self) -> None:
+    async def drain(self, is_orphan: Callable[[], bool]) -> None:
         """Stop taking new connections, let the present ones end by their age, then stop: no accepted call fails.
 
         Health turns first; then the listening sockets are shut, so that new connections go to other workers; every
         connection is told to go away when its age is reached and has a grace to finish its calls. Stopping earlier
         would cancel them.
+
+        Args:
+            is_orphan: says that nobody looks after this worker any more; then calls have a second to finish.
         """
         await self.set_health(serving=False)
         sockets = _own_sockets(self._listening.port)
         for listener in sockets.listening:
-            listener.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):  # shut already
+                listener.shutdown(socket.SHUT_RD)
         sockets.close()
         loop = asyncio.get_running_loop()
         # A tenth is the library's jitter of the age.
         age_ms = 1.1 * self._listening.connection_age_ms_max + self._listening.connection_age_grace_ms
         until = loop.time() + age_ms / 1000 + 0.5
-        while loop.time() < until:
+        while loop.time() < until and not is_orphan():
             sockets = _own_sockets(self._listening.port)
             n_connected = len(sockets.connected)
             sockets.close()
@@ -119,7 +124,8 @@ class Server:
         if listening.reflection:
             names = (*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        bound = server.add_insecure_port(f"{listening.address}:{listening.port}")
+        host = f"[{listening.address}]" if ":" in listening.address else listening.address
+        bound = server.add_insecure_port(f"{host}:{listening.port}")
         assert bound == listening.port, "the supervisor has reserved the port"
         return server
 
@@ -136,10 +142,9 @@ class _Sockets(NamedTuple):
 def _own_sockets(port: int) -> _Sockets:
     """Return duplicates of this process's sockets on a port; gRPC gives no handle to its own."""
     sockets = _Sockets([], [])
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # names alone are wanted, as fast as possible
+    # All names first: a duplicate takes the lowest free number, and must not be met on the way as one of gRPC's.
+    for name in [name for name in os.listdir("/proc/self/fd") if _is_socket(name)]:  # noqa: PTH208  # fastest
         try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):  # noqa: PTH115  # as above
-                continue
             duplicate = socket.socket(fileno=os.dup(int(name)))
         except OSError:  # gone since
             continue
@@ -157,3 +162,10 @@ def _own_sockets(port: int) -> _Sockets:
             pass
         duplicate.close()
     return sockets
+
+
+def _is_socket(name: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{name}").startswith("socket:")  # noqa: PTH115  # fastest
+    except OSError:  # gone since, as the folder's own descriptor is
+        return False

@@ -7,6 +7,7 @@ with an opaque id, and the log has the rest.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Final
 
 import grpc
@@ -17,15 +18,21 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from server import telemetry
-from server.errors import TsugiError
+from server.errors import TsugiError, Violation
+from server.registry.blobs import BlobError
+from server.storage.record import CorruptRecordError
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.item_error_pb2 import ItemError
 
 DOMAIN: Final = "tsugi"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 RETRY_S: Final = 1
-VIOLATION_BYTES_MAX: Final = 5_000  # a caller's library takes 8 KiB of metadata, and the message stands in it too
-MESSAGE_CHARS_MAX: Final = 1_000
+# A caller's library takes 8 KiB of metadata. In them stand the message, each byte as up to three, and the details as
+# base64: the message again, some five values of metadata, the fields.
+MESSAGE_BYTES_MAX: Final = 400
+METADATA_BYTES_MAX: Final = 150  # a value
+FIELD_BYTES_MAX: Final = 500  # a path, and a description
+VIOLATION_BYTES_MAX: Final = 3_500  # all fields
 
 _BY_CODE: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: (
@@ -81,6 +88,12 @@ def told(error: BaseException) -> TsugiError:
         return error
     error_id = uuid.uuid4().hex[:16]
     structlog.get_logger().error("internal_error", error_id=error_id, exc_info=error)
+    if isinstance(error, CorruptRecordError | BlobError):
+        return TsugiError(
+            ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
+            f"what is stored is not what was written; tell the operator, the server's log explains {error_id}",
+            error_id=error_id,
+        )
     return TsugiError(
         ErrorReason.ERROR_REASON_INTERNAL_ERROR, f"internal error {error_id}; the server's log explains it",
         error_id=error_id,
@@ -97,25 +110,38 @@ def status(error: TsugiError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, by
     """Return code, message and trailing metadata of a refused call."""
     telemetry.ERRORS.labels(_label(error)).inc()
     code = CODES[error.reason]
-    message = error.message[:MESSAGE_CHARS_MAX]
-    packed = [_packed(ErrorInfo(reason=ErrorReason.Name(error.reason), domain=DOMAIN, metadata=error.metadata))]
-    if error.violations:
-        packed.append(_packed(_bad_request(error)))
+    message = _cut(error.message, MESSAGE_BYTES_MAX)
+    metadata = {name: _cut(value, METADATA_BYTES_MAX) for name, value in error.metadata.items()}
+    packed = [_packed(ErrorInfo(reason=ErrorReason.Name(error.reason), domain=DOMAIN, metadata=metadata))]
+    if violations := _violations(error):
+        packed.append(_packed(_bad_request(violations)))
     if code in _RETRYABLE:
         packed.append(_packed(RetryInfo(retry_delay=Duration(seconds=RETRY_S))))
     rich = Status(code=code.value[0], message=message, details=packed)
     return code, message, ((DETAILS_KEY, rich.SerializeToString()),)
 
 
-def _bad_request(error: TsugiError) -> BadRequest:
+def _violations(error: TsugiError) -> Sequence[Violation]:
+    """Return the fields at fault, also of an error that names one field in its metadata alone."""
+    field = error.metadata.get("field", "")
+    return error.violations or ([Violation(field, error.message)] if field else [])
+
+
+def _bad_request(violations: Sequence[Violation]) -> BadRequest:
     """List the fields at fault, as many as trailing metadata carries; the metadata says how many there are in all."""
     bad_request = BadRequest()
-    for violation in error.violations:
-        bad_request.field_violations.add(field=violation.path, description=violation.description)
+    for violation in violations:
+        bad_request.field_violations.add(
+            field=_cut(violation.path, FIELD_BYTES_MAX), description=_cut(violation.description, FIELD_BYTES_MAX)
+        )
         if bad_request.ByteSize() > VIOLATION_BYTES_MAX:
             del bad_request.field_violations[-1]
             break
     return bad_request
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    return text.encode()[:bytes_max].decode(errors="ignore")
 
 
 def _label(error: TsugiError) -> str:

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.catalog.values import check_instant, check_value
 from server.errors import TsugiError, field_invalid, limit_exceeded
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck
 from tsugi.v1.error_reason_pb2 import ErrorReason
@@ -28,7 +29,6 @@ CONTEXT_MAX: Final = 64
 ACTION_NAMES_MAX: Final = 10_000
 ATTRIBUTES_MAX: Final = 256
 PROPERTIES_MAX: Final = 64
-TEXT_BYTES_MAX: Final = 1_024
 BATCH_MAX: Final = 500
 TIME_AHEAD_US_MAX: Final = 5 * 60 * 1_000_000
 PAGE_SIZE_DEFAULT: Final = 50
@@ -36,11 +36,10 @@ PAGE_SIZE_MAX: Final = 500
 
 _Item = TypeVar("_Item")
 
+_LSN_MAX = (1 << 64) - 1
 _SLUG = re.compile(r"[a-z0-9_-]{1,64}\Z")
 _PROFILE_ID = re.compile(r"[0-9a-f]{32}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-_MIN_SECONDS = -62_135_596_800  # year 1
-_MAX_SECONDS = 253_402_300_799  # year 9999
 
 
 def decide_request(request: DecideRequest) -> None:
@@ -81,8 +80,12 @@ def source_record(record: SourceRecord, now_us: int) -> None:
         raise field_invalid("source", "a name matching [a-z0-9_-]{1,64} is required")
     identities("identities", record.identities, at_least=1)
     at_most("attributes", len(record.attributes), ATTRIBUTES_MAX)
+    for name, value in record.attributes.items():
+        check_value(f"attributes.{name[:64]}", value)
     if record.HasField("event"):
         at_most("event.properties", len(record.event.properties), PROPERTIES_MAX)
+        for name, value in record.event.properties.items():
+            check_value(f"event.properties.{name[:64]}", value)
         if record.event.HasField("occurrence_time"):
             not_ahead("event.occurrence_time", record.event.occurrence_time, now_us)
 
@@ -105,16 +108,12 @@ def etag(value: str) -> int | None:
     """Return the LSN an etag stands for; None when the caller does not care."""
     if not value:
         return None
-    if not value.isascii() or not value.isdecimal() or len(value) > 20:
-        raise field_invalid("etag", "pass it exactly as received")
-    return int(value)
+    return _lsn("etag", value)
 
 
 def page(size: int, token: str) -> tuple[int, int | None]:
     """Return how many entries a page holds and the LSN it starts at; None for the first page."""
-    if token and (not token.isascii() or not token.isdecimal() or len(token) > 20):
-        raise field_invalid("page_token", "pass it exactly as received")
-    return min(size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX), int(token) if token else None
+    return min(size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX), _lsn("page_token", token) if token else None
 
 
 def label(value: str) -> None:
@@ -159,8 +158,7 @@ def plain(path: str, text: str) -> None:
 
 def not_ahead(path: str, instant: Timestamp, now_us: int) -> None:
     """Refuse an instant that is no instant, or lies more than five minutes ahead."""
-    if not (_MIN_SECONDS <= instant.seconds <= _MAX_SECONDS and 0 <= instant.nanos < 1_000_000_000):
-        raise field_invalid(path, "an instant within years 1 to 9999 is required")
+    check_instant(path, instant)
     if instant.seconds * 1_000_000 + instant.nanos // 1_000 > now_us + TIME_AHEAD_US_MAX:
         raise TsugiError(
             ErrorReason.ERROR_REASON_TIME_OUT_OF_RANGE,
@@ -173,6 +171,12 @@ def at_most(path: str, got: int, limit: int) -> None:
     """Refuse more entries than a stated maximum."""
     if got > limit:
         raise limit_exceeded(path, got, limit)
+
+
+def _lsn(path: str, text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or len(text) > 20 or int(text) > _LSN_MAX:
+        raise field_invalid(path, "pass it exactly as received")
+    return int(text)
 
 
 def checked(item: _Item, check: Callable[[_Item], None]) -> _Item | TsugiError:

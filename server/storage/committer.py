@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from server.storage.lmdb_log import GROUP_RECORDS_MAX
-from server.storage.log import Log, LogFullError, LogUnavailableError, Receipt
+import structlog
+
+from server.storage.log import GROUP_RECORDS_MAX, Log, LogFullError, LogUnavailableError, Receipt
 from server.storage.record import Draft
 
 TICK_IDLE_US = 1_000_000
@@ -46,7 +47,7 @@ class GroupCommitter:
     """Owns the only thread of this process that writes to the log.
 
     Attributes:
-        accepting: false while the log is full or has failed; what is offered meanwhile is refused.
+        accepting: false while the queue or the log is full, and for good once the log has failed or close() was called.
     """
 
     def __init__(
@@ -65,9 +66,9 @@ class GroupCommitter:
         Args:
             log: where to append.
             wall_us: the clock that stamps groups.
-            on_failure: called once, on the thread, when the log becomes unusable.
+            on_failure: called once, on the thread, when the log becomes unusable, before anybody is told.
             is_latched: says whether another process met a failed write; then nothing is acknowledged here either.
-            on_commit: told of each group's size and seconds, on the thread.
+            on_commit: told of each committed group's size and seconds, on the thread.
             wait_ms: how long a draft nobody waits for may wait for company.
             queue_records_max: drafts that may be queued.
         """
@@ -97,6 +98,7 @@ class GroupCommitter:
         """Say whether a draft offered now would be taken."""
         return (
             not self._failed
+            and not self._closing
             and len(self._queue) < self._queue_records_max
             and (self._full_until == 0.0 or time.monotonic() >= self._full_until)
         )
@@ -122,13 +124,16 @@ class GroupCommitter:
         future: Receipts = self._loop.create_future()
         if not drafts:
             future.set_result([])
-        elif self._failed:
-            future.set_exception(LogUnavailableError("the log has failed"))
-        else:
-            waiting = _Waiting(future, len(drafts))
+            return future
+        waiting = _Waiting(future, len(drafts))
+        is_taken = not (self._failed or self._closing) and len(self._queue) < self._queue_records_max
+        if is_taken:
             self._queue.extend([_Queued(draft, waiting, index) for index, draft in enumerate(drafts)])
             self._urgent.set()
             self._some.set()
+        # Asked again: what was queued after a failing thread's last look at the queue is refused here.
+        if self._failed or not is_taken:
+            _resolve([waiting], LogUnavailableError("the log has failed, is being closed, or has a full queue"))
         return future
 
     def close(self) -> None:
@@ -140,7 +145,7 @@ class GroupCommitter:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing or self._queue:
+        while not self._failed and (self._queue or not self._closing):
             if not self._queue:
                 self._some.wait(TICK_IDLE_US / 1e6)
             self._some.clear()
@@ -152,48 +157,51 @@ class GroupCommitter:
             self._urgent.clear()
             while self._queue and not self._failed:
                 self._commit([self._queue.popleft() for _ in range(min(GROUP_RECORDS_MAX, len(self._queue)))])
-            if self._failed:
-                return
+        # Nothing is left unless the log has failed; then nothing more may be acknowledged.
+        left = [self._queue.popleft() for _ in range(len(self._queue))]
+        self._deliver(left, LogUnavailableError("the log has failed"))
 
     def _commit(self, group: list[_Queued]) -> None:
         started = time.monotonic()
         try:
             receipts: list[Receipt] | Exception = self._log.append([queued.draft for queued in group], self._wall_us())
-            self._full_until = 0.0
             if self._is_latched():
                 raise LogUnavailableError("another process met a failed write")
         except LogFullError as error:
             self._full_until = time.monotonic() + FULL_PAUSE_S
             receipts = error
-        except LogUnavailableError as error:
-            receipts = error
-            self._failed = True
-        self._on_commit(len(group), time.monotonic() - started)
+        except Exception as error:  # whatever it is, nobody may wait for a thread that has died of it
+            receipts = self._fail(error)
+        else:
+            self._full_until = 0.0
+            self._on_commit(len(group), time.monotonic() - started)
         self._deliver(group, receipts)
-        if self._failed:
-            self._fail()
-
-    def _fail(self) -> None:
-        """Refuse everything queued: after a failed commit nothing may be acknowledged."""
-        left = [self._queue.popleft() for _ in range(len(self._queue))]
-        self._deliver(left, LogUnavailableError("the log has failed"))
-        self._on_failure()
 
     def _append_tick(self) -> None:
         try:
             self._log.tick(self._wall_us(), TICK_IDLE_US)
         except LogFullError:
             self._full_until = time.monotonic() + FULL_PAUSE_S
-        except LogUnavailableError:
-            self._failed = True
-            self._fail()
+        except Exception as error:  # as above
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> LogUnavailableError:
+        """Raise the alarm before anything else, and return what callers are told."""
+        self._failed = True
+        self._on_failure()
+        if isinstance(error, LogUnavailableError):
+            return error
+        structlog.get_logger().error("committer_failed", exc_info=error)
+        return LogUnavailableError("the log cannot record")
 
     def _deliver(self, group: list[_Queued], receipts: list[Receipt] | Exception) -> None:
         """Wake those whose last draft was in this group; on the event loop, in one call."""
         done: list[_Waiting] = []
+        n_lost = 0
         for i, queued in enumerate(group):
             waiting = queued.waiting
             if waiting is None:
+                n_lost += isinstance(receipts, Exception)
                 continue
             if isinstance(receipts, Exception):
                 waiting.left = 0
@@ -204,6 +212,8 @@ class GroupCommitter:
             if waiting.left == 0:
                 done.append(waiting)
         error = receipts if isinstance(receipts, Exception) else None
+        if n_lost:
+            structlog.get_logger().error("records_lost", n_records=n_lost, why=str(error))
         if done and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, done, error)
 

@@ -20,6 +20,7 @@ from typing import Any
 import lmdb
 
 from server.storage.log import (
+    GROUP_RECORDS_MAX,
     READ_RECORDS_MAX,
     Fate,
     KeyEntry,
@@ -41,12 +42,12 @@ from server.storage.record import (
 )
 from tsugi.log.v1.record_pb2 import RecordKind
 
-GROUP_RECORDS_MAX = 256
 SCHEMA = 1
 FREE_BYTES_MIN = 8 * 1024 * 1024  # below this a failed write is read as a full volume, not as a broken one
 
 _BLOCK_BYTES_MAX = 1024 * 1024
 _READERS_MAX = 1024
+_TABLES = (b"blocks", b"keys", b"subjects", b"heads")  # and meta
 _LSN = struct.Struct(">Q")  # big-endian: keys in LSN order
 _KEY = struct.Struct("<Q16s")
 _TAIL = struct.Struct("<Qq32s")
@@ -87,17 +88,20 @@ class LmdbLog:
             writemap=False,
             meminit=False,
         )
-        self._env.reader_check()
-        if writable:
-            self._log_id = self._create()
-        self._blocks, self._keys, self._subjects, self._heads, self._meta = (
-            self._env.open_db(name, create=False) for name in (b"blocks", b"keys", b"subjects", b"heads", b"meta")
-        )
-        with self._env.begin(db=self._meta) as txn:
-            (schema,) = _LSN.unpack(txn.get(b"schema", b""))
-            if schema > SCHEMA:
-                raise SchemaTooNewError(f"the log has schema {schema}, this build reads up to {SCHEMA}")
-            self._log_id = bytes(txn.get(b"log_id", b""))
+        try:
+            self._env.reader_check()
+            if writable:
+                self._create()
+            self._meta = self._env.open_db(b"meta", create=False)
+            with self._env.begin(db=self._meta) as txn:
+                _check_schema(txn.get(b"schema"))
+                self._log_id = bytes(txn.get(b"log_id", b""))
+            self._blocks, self._keys, self._subjects, self._heads = (
+                self._env.open_db(name, create=False) for name in _TABLES
+            )
+        except BaseException:
+            self._env.close()  # or nobody in this process could open the folder again
+            raise
 
     @property
     def log_id(self) -> bytes:
@@ -133,26 +137,32 @@ class LmdbLog:
     def read(self, from_lsn: int, records_max: int = READ_RECORDS_MAX) -> list[Record]:
         """See Log."""
         records: list[Record] = []
-        from_lsn = max(from_lsn, 1)
+        next_lsn = max(from_lsn, 1)
         with self._env.begin(db=self._blocks, buffers=True) as txn:
+            until_lsn = min(next_lsn + records_max, _tail(txn, self._meta).lsn + 1)
+            if next_lsn >= until_lsn:
+                return records
             cursor = txn.cursor()
-            found = _seek(cursor, from_lsn)
-            while found and len(records) < records_max:
+            found = _seek(cursor, next_lsn)
+            while found and next_lsn < until_lsn:
                 lsn = _LSN.unpack(cursor.key())[0]
                 block = cursor.value()
                 for offset in offsets(block):
-                    if lsn >= from_lsn:
-                        records.append(self._checked(unseal(block, offset), lsn))
-                        if len(records) == records_max:
+                    if lsn >= next_lsn:
+                        records.append(self._checked(unseal(block, offset), next_lsn))
+                        next_lsn += 1
+                        if next_lsn == until_lsn:
                             break
                     lsn += 1
                 found = cursor.next()
+        if next_lsn < until_lsn:
+            raise CorruptRecordError(f"record {next_lsn} is missing")
         return records
 
     def get(self, lsn: int) -> Record | None:
         """See Log."""
         records = self.read(lsn, 1) if lsn >= 1 else []
-        return records[0] if records and records[0].lsn == lsn else None
+        return records[0] if records else None
 
     def find(self, key: bytes) -> KeyEntry | None:
         """See Log."""
@@ -185,9 +195,12 @@ class LmdbLog:
         """See Log."""
         lsn, chain = 1, CHAIN_START
         with self._env.begin(db=self._blocks, buffers=True) as txn:
-            for _, block in txn.cursor():
+            for key, block in txn.cursor():
+                if key != _LSN.pack(lsn):
+                    raise CorruptRecordError(f"the block of record {lsn} stands under another LSN")
                 for offset in offsets(block):
                     record = self._checked(unseal(block, offset, chain), lsn)
+                    self._check_found(record, txn)
                     lsn, chain = lsn + 1, record.chain
             tail = _tail(txn, self._meta)
         if (tail.lsn, tail.chain) != (lsn - 1, chain):
@@ -207,14 +220,18 @@ class LmdbLog:
         """See Log."""
         self._env.close()
 
-    def _create(self) -> bytes:
-        for name in (b"blocks", b"keys", b"subjects", b"heads", b"meta"):
-            self._env.open_db(name)
-        meta = self._env.open_db(b"meta")
-        with self._env.begin(write=True, db=meta) as txn:
-            txn.put(b"schema", _LSN.pack(SCHEMA), overwrite=False)
-            txn.put(b"log_id", os.urandom(16), overwrite=False)
-            return bytes(txn.get(b"log_id", b""))
+    def _create(self) -> None:
+        """Make what is missing, in one transaction: nobody ever meets tables without their content."""
+        with self._env.begin(write=True) as txn:
+            meta = self._env.open_db(b"meta", txn)
+            schema = txn.get(b"schema", db=meta)
+            if schema is not None:
+                _check_schema(schema)
+                return
+            for name in _TABLES:
+                self._env.open_db(name, txn)
+            txn.put(b"schema", _LSN.pack(SCHEMA), db=meta)
+            txn.put(b"log_id", os.urandom(16), db=meta)
 
     def _append_fresh(
         self, drafts: Sequence[Draft], sealed: list[tuple[bytes, bytes]], wall_us: int
@@ -300,12 +317,27 @@ class LmdbLog:
             raise CorruptRecordError(f"where record {lsn} should stand, record {record.lsn} does")
         return record
 
+    def _check_found(self, record: Record, txn: Any) -> None:
+        """Check that a record is found by its key and by its subjects."""
+        entry = _KEY.pack(record.lsn, record.payload_digest)
+        if record.key != NO_KEY and txn.get(record.key, db=self._keys) != entry:
+            raise CorruptRecordError(f"record {record.lsn} is not found by its key")
+        for subject in record.subjects:
+            if txn.get(subject + _LSN.pack(record.lsn), db=self._subjects) is None:
+                raise CorruptRecordError(f"record {record.lsn} is not found by its subject")
+
     def _volume_is_full(self) -> bool:
         try:
             status = os.statvfs(self._folder)
         except OSError as error:
             return error.errno == errno.ENOSPC
         return status.f_bavail * status.f_frsize < FREE_BYTES_MIN
+
+
+def _check_schema(value: bytes | None) -> None:
+    (schema,) = _LSN.unpack(value or b"")
+    if schema > SCHEMA:
+        raise SchemaTooNewError(f"the log has schema {schema}, this build reads up to {SCHEMA}")
 
 
 def _seek(cursor: Any, lsn: int) -> bool:

@@ -15,6 +15,7 @@ from server.storage.record import Draft, Record
 from tsugi.v1.error_reason_pb2 import ErrorReason
 
 READ_RECORDS_MAX = 4_096
+GROUP_RECORDS_MAX = 256
 
 
 class Fate(Enum):
@@ -50,7 +51,7 @@ class KeyEntry(NamedTuple):
 
 
 class LogUnavailableError(Exception):
-    """The log cannot record; nothing of the group was recorded. After it the engine must be opened anew."""
+    """The log cannot record, and whether it holds the group is unknown; the engine must be opened anew."""
 
 
 class LogFullError(Exception):
@@ -99,7 +100,7 @@ class Log(Protocol):
         """Return up to records_max verified records from from_lsn on, ascending, without a gap.
 
         Raises:
-            CorruptRecordError: a record fails its checksum.
+            CorruptRecordError: a record fails its checksum or is missing.
         """
 
     def get(self, lsn: int) -> Record | None:
@@ -122,7 +123,7 @@ class Log(Protocol):
         """Return the place of the newest record. Cost: one read transaction, about 2 µs."""
 
     def verify(self) -> Tail:
-        """Read the whole log, verifying every digest and the chain, and return the tail.
+        """Read the whole log, verifying every digest, the chain, and that keys and subjects find; return the tail.
 
         Raises:
             CorruptRecordError: names the first record that fails.

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from server.storage.log import Fate, KeyEntry, Receipt, Tail
+from server.storage.log import GROUP_RECORDS_MAX, READ_RECORDS_MAX, Fate, KeyEntry, Receipt, Tail
 from server.storage.record import CHAIN_START, NO_KEY, Draft, Record, body_of, seal, unseal
 from server.storage.store import Table
 from tsugi.log.v1.record_pb2 import RecordKind
@@ -30,7 +30,10 @@ class MemoryLog:
 
     def append(self, drafts: Sequence[Draft], wall_us: int) -> list[Receipt]:
         """See Log."""
-        return [self._append_one(draft, wall_us) for draft in drafts]
+        assert 1 <= len(drafts) <= GROUP_RECORDS_MAX, "the committer bounds a group"
+        salts = range(len(self._records), len(self._records) + len(drafts))
+        bodies = [body_of(draft, salt.to_bytes(16, "little")) for draft, salt in zip(drafts, salts, strict=True)]
+        return [self._append_one(draft, *body, wall_us) for draft, body in zip(drafts, bodies, strict=True)]
 
     def tick(self, wall_us: int, idle_us_min: int) -> bool:
         """See Log."""
@@ -39,7 +42,7 @@ class MemoryLog:
         self.append([Draft(RecordKind.RECORD_KIND_TICK, b"")], wall_us)
         return True
 
-    def read(self, from_lsn: int, records_max: int = 4_096) -> list[Record]:
+    def read(self, from_lsn: int, records_max: int = READ_RECORDS_MAX) -> list[Record]:
         """See Log."""
         first = max(from_lsn, 1) - 1
         return [unseal(data) for data in self._records[first : first + records_max]]
@@ -74,7 +77,7 @@ class MemoryLog:
     def close(self) -> None:
         """See Log."""
 
-    def _append_one(self, draft: Draft, wall_us: int) -> Receipt:
+    def _append_one(self, draft: Draft, body: bytes, digest: bytes, wall_us: int) -> Receipt:
         time_us = max(self._tail.time_us, wall_us)
         if draft.key != NO_KEY and (entry := self._keys.get(draft.key)):
             same = entry.payload_digest == draft.payload_digest
@@ -82,7 +85,6 @@ class MemoryLog:
         if draft.expected_head is not None and (head := self.head(draft.head)) != draft.expected_head:
             return Receipt(Fate.HEAD_MOVED, head, time_us)
         lsn = self._tail.lsn + 1
-        body, digest = body_of(draft, salt=lsn.to_bytes(16, "little"))
         data, chain = seal(
             draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=self._tail.chain
         )
@@ -92,7 +94,7 @@ class MemoryLog:
             self._keys[draft.key] = KeyEntry(lsn, draft.payload_digest)
         if draft.head:
             self._heads[draft.head] = lsn
-        for subject in draft.subjects:
+        for subject in dict.fromkeys(draft.subjects):
             self._subjects.setdefault(subject, []).append(lsn)
         return Receipt(Fate.RECORDED, lsn, time_us)
 

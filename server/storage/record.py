@@ -17,7 +17,7 @@ Layout, little-endian, 128 bytes of header::
     48  u8   number of subjects
     49  15x  zero
     64  32s  digest: SHA-256 of the body
-    96  32s  chain: SHA-256 of (previous chain, header bytes 4..40, digest)
+    96  32s  chain: SHA-256 of (previous chain, bytes 4..40 and 44..64, digest); the flag tombstone counts as 0
 
     body: 16s salt, 16s idempotency key (zero: none), 16s payload digest, 16s × subjects, payload
 
@@ -92,6 +92,7 @@ def body_of(draft: Draft, salt: bytes) -> tuple[bytes, bytes]:
     """Serialise a draft's body and return it with its digest. Cost: one SHA-256 over the body."""
     assert len(draft.payload) <= PAYLOAD_BYTES_MAX, "validation bounds every payload"
     assert len(draft.subjects) <= SUBJECTS_MAX, "validation bounds identities"
+    assert draft.head or draft.expected_head is None, "a head that is compared has a name"
     body = b"".join((_FIXED_BODY.pack(salt, draft.key, draft.payload_digest), *draft.subjects, draft.payload))
     return body, hashlib.sha256(body).digest()
 
@@ -102,7 +103,7 @@ def seal(
     """Give a draft its place: returns the record's bytes and its chain value."""
     head = _HEAD.pack(HEADER_BYTES + len(body), FORMAT_VERSION, draft.kind, 0, log_id, lsn, time_us)
     sizes = _SIZES.pack(len(draft.payload), len(draft.subjects))
-    chain = hashlib.sha256(b"".join((previous_chain, head[4:], digest))).digest()
+    chain = hashlib.sha256(b"".join((previous_chain, head[4:], sizes, digest))).digest()
     rest = b"".join((sizes, digest, chain, body))
     crc = google_crc32c.extend(google_crc32c.value(head), rest)
     return b"".join((head, _CRC.pack(crc), rest)), chain
@@ -130,8 +131,8 @@ def unseal(data: memoryview | bytes, offset: int = 0, previous_chain: bytes | No
     payload_bytes, n_subjects = _SIZES.unpack_from(record, 44)
     digest, chain = record[64:96], record[96:128]
     if previous_chain is not None:
-        # The length and the flag are outside the digest: a tombstone changes both and keeps the chain.
-        header = b"".join((record[4:7], b"\0", record[8:40]))
+        # The length and its flag are outside the chain: a tombstone changes both and keeps the rest.
+        header = b"".join((record[4:7], bytes((flags & ~_TOMBSTONE,)), record[8:40], record[44:64]))
         if hashlib.sha256(b"".join((previous_chain, header, digest))).digest() != chain:
             raise CorruptRecordError(f"record {lsn} does not continue the chain")
     if flags & _TOMBSTONE:

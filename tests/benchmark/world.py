@@ -13,13 +13,13 @@ from typing import Final
 import numpy as np
 from google.protobuf.struct_pb2 import Struct
 
-from server.catalog.catalog import NOW_FACT, Catalog
+from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.decisioning import eligibility
 from tests.support import bundles
 from tsugi.log.v1.bundle_pb2 import Bundle, Feature, Scaled
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
-from tsugi.requests import PyValue, decide_request, source_record
+from tsugi.requests import PyValue, decide_request, source_record, to_value
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.profile_service_pb2 import SourceRecord
 
@@ -48,6 +48,8 @@ _CATEGORIES: Final = {
 _CONTEXT: Final = {"device": ("phone", "tablet", "desktop"), "page": ("home", "product", "basket")}
 _KINDS: Final = ("new_arrival", "discount", "event", "service", "loyalty")
 _TIERS: Final = ("plain", "fine")
+_ALWAYS_ELIGIBLE: Final = 2  # the first actions have no rule
+_THRESHOLDS: Final = 100
 _MORE: Final = (
     "",
     " && profile.age >= 18.0",
@@ -108,9 +110,7 @@ def make_bundle(catalog: Catalog) -> Bundle:
     net = bundles.mlp(len(features), (64, 64, 64), is_probability=False)
     rows = bundles.inputs(d=len(features))
     assert len(catalog.learned.names) < len(features), "the champion reads more than the learners do"
-    return bundles.bundle(
-        net.model(), features=features, rows=rows, outputs=net.score(rows), is_probability=False
-    )
+    return bundles.bundle(net.model(), features=features, rows=rows, outputs=net.score(rows), is_probability=False)
 
 
 def make_arrays(catalog: Catalog) -> LearnerArrays:
@@ -127,9 +127,6 @@ def make_arrays(catalog: Catalog) -> LearnerArrays:
                 actions=catalog.actions.names,
                 correction_weights=random.normal(0.0, 0.05, (n, d)).tobytes(),
                 correction_intercepts=random.normal(0.0, 0.05, n).tobytes(),
-                posterior_means=np.zeros((n, d + 1)).tobytes(),
-                posterior_covariances=np.broadcast_to(np.eye(d + 1), (n, d + 1, d + 1)).tobytes(),
-                posterior_scale=1.0,
             )
         ],
     )
@@ -179,37 +176,80 @@ def contexts(n: int) -> list[dict[str, PyValue]]:
 
 
 def decide_messages(n_profiles: int) -> list[bytes]:
-    """Serialise one Decide a person, in random order; without a request_id, or all after the first would be repeats."""
+    """Serialise one Decide for each person, in random order."""
     order = np.random.default_rng(3).permutation(n_profiles).tolist()
-    return [
-        decide_request(
-            [(PLACEMENT, N_SLOTS)], identities=[(NAMESPACE, account(i))], context=context
-        ).SerializeToString()
-        for i, context in zip(order, contexts(n_profiles), strict=True)
-    ]
+    return [decide_message(i, context) for i, context in zip(order, contexts(n_profiles), strict=True)]
+
+
+def decide_message(i: int, context: Mapping[str, PyValue] | None = None) -> bytes:
+    """Serialise a Decide for person i; without a request_id, or all calls after the first would be repeats."""
+    return decide_request(
+        [(PLACEMENT, N_SLOTS)], identities=[(NAMESPACE, account(i))], context=context or contexts(1)[0]
+    ).SerializeToString()
 
 
 def eligible_counts(everybody: list[dict[str, PyValue]], n_actions: int = N_ACTIONS) -> list[int]:
-    """Count the actions each person has eligible, in a context drawn for them; by the server's own rules."""
+    """Count the actions each person has eligible at noon on a phone, by the server's own rules."""
     catalog = compile_catalog(catalog_message(n_actions))
+    actions = catalog.actions
     counts = []
-    for person, context in zip(everybody, contexts(len(everybody)), strict=True):
+    for person in everybody:
         facts = np.full(len(catalog.space.facts), np.nan)
-        facts[NOW_FACT] = 0.0
-        named: Mapping[str, PyValue] = {f"profile.{name}": value for name, value in person.items()} | {
-            f"context.{name}": value for name, value in context.items()
-        }
-        for name, value in named.items():
+        stated = {f"profile.{name}": value for name, value in person.items()}
+        for name, value in (stated | {"context.hour": 12.0, "context.device": "phone"}).items():
             position = catalog.space.index[name]
-            fact = catalog.space.facts[position]
-            facts[position] = fact.codes[value] if isinstance(value, str) else float(_number(value))
+            facts[position] = catalog.space.facts[position].encode(to_value(value))
         passed, _ = eligibility.gate(
-            facts,
-            0,
-            catalog.actions.valid_from_us,
-            catalog.actions.valid_until_us,
-            catalog.actions.rules,
-            *catalog.rules.columns(),
+            facts, 0, actions.valid_from_us, actions.valid_until_us, actions.rules, *catalog.rules.columns()
         )
         counts.append(int(passed.sum()))
     return counts
+
+
+def _goal() -> catalog_pb2.Goal:
+    """Build the goal; its window is longer than a run, so that silence teaches nobody while we measure."""
+    goal = catalog_pb2.Goal(name=GOAL, outcomes=[catalog_pb2.GoalOutcome(type=OUTCOME, reward=1)], base_rate=0.05)
+    goal.attribution_window.FromSeconds(24 * 3600)
+    return goal
+
+
+def _action(i: int, n_actions: int) -> catalog_pb2.Action:
+    attributes, content = Struct(), Struct()
+    attributes.update(
+        {
+            "price": 5.0 + i % 53,
+            "margin": 0.1 + 0.01 * (i % 37),
+            "kind": _KINDS[i % len(_KINDS)],
+            "tier": _TIERS[i % len(_TIERS)],
+        }
+    )
+    content.update({"title": f"What action {i} has to say", "image": f"/images/action-{i:05d}.webp"})
+    threshold = i * _THRESHOLDS // n_actions  # larger catalogs repeat their rules, as they do in life
+    return catalog_pb2.Action(
+        name=f"action_{i:05d}",
+        eligibility=f"profile.activity >= {threshold}.0{_MORE[i % len(_MORE)]}" if i >= _ALWAYS_ELIGIBLE else "",
+        value_micros=1_000_000 + 10_000 * (i % 41),
+        attributes=attributes,
+        treatments=[catalog_pb2.Treatment(name="banner", channel="web", content=content)],
+    )
+
+
+def _features() -> list[Feature]:
+    """List the champion's columns: what learners read, whether it is known, and the facts of the action."""
+    scaled = {name: Scaled(center=center, spread=spread, limit=5) for name, (_, _, center, spread) in _NUMBERS.items()}
+    categories = _CATEGORIES | {"device": _CONTEXT["device"]}
+    return [
+        *(Feature(fact=f"profile.{name}", scaled=scaling) for name, scaling in scaled.items()),
+        *(Feature(fact=f"profile.{name}", equals="true") for name in _BOOLS),
+        *(
+            Feature(fact=f"{'context' if name in _CONTEXT else 'profile'}.{name}", equals=value)
+            for name, values in categories.items()
+            for value in values
+        ),
+        Feature(fact="context.hour", scaled=Scaled(center=14, spread=5, limit=5)),
+        *(Feature(fact=f"profile.{name}", is_unknown=True) for name in (*_NUMBERS, *_CATEGORIES)),
+        Feature(fact="action.price", scaled=Scaled(center=30, spread=20, limit=5)),
+        Feature(fact="action.margin", scaled=Scaled(center=0.3, spread=0.2, limit=5)),
+        *(Feature(fact="action.kind", equals=value) for value in _KINDS),
+        *(Feature(fact="action.tier", equals=value) for value in _TIERS),
+    ]

@@ -175,4 +175,4 @@ def test_caller_imports_generated_code_and_grpc_alone(module: object) -> None:
             else []
         )
     }
-    assert imported - sys.stdlib_module_names <= {"google", "grpc", "grpc_status", "tsugi"}
+    assert imported - sys.stdlib_module_names <= {"google", "grpc", "grpc_health", "grpc_status", "tsugi"}

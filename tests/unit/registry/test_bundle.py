@@ -10,8 +10,8 @@ import pytest
 from server.catalog.catalog import EQUALS, SCALED, UNKNOWN, Catalog
 from server.catalog.compile import compile_catalog
 from server.catalog.loading import load_catalog
-from server.errors import TsugiError, Violation
 from server.decisioning.bundle_columns import bundle_columns as columns
+from server.errors import TsugiError, Violation
 from server.registry.bundle import VIOLATIONS_MAX, golden_rows, parse, read_verdict
 from tests.support.bundles import CATALOG, FEATURES, good_bundle, inputs, mlp
 from tests.support.hostile_bundles import HOSTILE

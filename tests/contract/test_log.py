@@ -1,0 +1,339 @@
+"""What every log engine promises; read beside the docstrings of server/storage/log.py, which this makes executable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
+from server.storage.log import GROUP_RECORDS_MAX, Fate, Log, LogFullError, LogUnavailableError, follow
+from server.storage.memory import MemoryLog
+from server.storage.record import Draft, Record
+from tests.support.damage import editing
+from tests.support.faults import WAIT_S_MAX
+from tsugi.log.v1.record_pb2 import RecordKind
+
+MAP_BYTES = 1 << 28
+NOW_US = 1_760_000_000_000_000
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Log]:
+    engine: Log = MemoryLog() if request.param == "memory" else LmdbLog(tmp_path / "log", MAP_BYTES)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def open_lmdb(tmp_path: Path) -> Iterator[Callable[[], LmdbLog]]:
+    """Gives a function that opens the same LMDB log again, closing it where it is open."""
+    opened: list[LmdbLog] = []
+
+    def reopen() -> LmdbLog:
+        for log in opened:
+            log.close()
+        opened[:] = [LmdbLog(tmp_path / "log", MAP_BYTES)]
+        return opened[0]
+
+    yield reopen
+    for log in opened:
+        log.close()
+
+
+def key_of(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def draft(number: int, payload: bytes = b"", **more: object) -> Draft:
+    fields = {
+        "kind": RecordKind.RECORD_KIND_OUTCOME,
+        "payload": payload or b"payload %d" % number,
+        "key": key_of(number),
+    }
+    return Draft(**(fields | more))  # type: ignore[arg-type]  # each test states its fields by name
+
+
+def fates(log: Log, *drafts: Draft, wall_us: int = NOW_US) -> list[tuple[Fate, int]]:
+    return [(receipt.fate, receipt.lsn) for receipt in log.append(drafts, wall_us)]
+
+
+def test_empty_log_has_nothing(log: Log) -> None:
+    assert log.tail().lsn == log.tail().time_us == 0
+    assert log.read(1) == []
+    assert log.get(1) is None
+    assert log.find(key_of(1)) is None
+    assert log.about(key_of(1)) == []
+    assert log.head("catalog") == 0
+    assert log.verify() == log.tail()
+    assert len(log.log_id) == 16
+
+
+def test_lsns_are_consecutive_in_the_order_given_and_records_come_back_as_drafted(log: Log) -> None:
+    drafts = [draft(i, payload_digest=key_of(100 + i), subjects=(key_of(200 + i), key_of(300))) for i in range(1, 8)]
+    receipts = [*log.append(drafts[:3], NOW_US), *log.append(drafts[3:], NOW_US + 5)]
+    assert [receipt.lsn for receipt in receipts] == [1, 2, 3, 4, 5, 6, 7]
+    assert [receipt.time_us for receipt in receipts] == [NOW_US] * 3 + [NOW_US + 5] * 4
+    for lsn, (written, record) in enumerate(zip(drafts, log.read(1), strict=True), start=1):
+        assert record.lsn == lsn
+        assert (record.kind, record.payload, record.key) == (written.kind, written.payload, written.key)
+        assert (record.payload_digest, record.subjects) == (written.payload_digest, written.subjects)
+        assert record.time_us == receipts[lsn - 1].time_us
+        assert not record.is_tombstone
+        assert log.get(lsn) == record
+    assert log.tail() == (7, NOW_US + 5, log.read(7)[0].chain)
+
+
+def test_same_key_and_payload_is_a_duplicate_of_the_first_in_any_later_group(log: Log) -> None:
+    assert fates(log, draft(1), draft(2)) == [(Fate.RECORDED, 1), (Fate.RECORDED, 2)]
+    assert fates(log, draft(2), draft(3), draft(1)) == [(Fate.DUPLICATE, 2), (Fate.RECORDED, 3), (Fate.DUPLICATE, 1)]
+    assert log.tail().lsn == 3
+
+
+def test_same_key_twice_in_one_group_is_recorded_once(log: Log) -> None:
+    assert fates(log, draft(1), draft(1), draft(2)) == [(Fate.RECORDED, 1), (Fate.DUPLICATE, 1), (Fate.RECORDED, 2)]
+    assert [record.key for record in log.read(1)] == [key_of(1), key_of(2)]
+
+
+def test_same_key_with_another_payload_is_refused_and_the_first_stands(log: Log) -> None:
+    first = draft(1, b"first", payload_digest=key_of(10))
+    second = draft(1, b"second", payload_digest=key_of(11))
+    assert fates(log, first, second) == [(Fate.RECORDED, 1), (Fate.KEY_REUSED, 1)]
+    assert fates(log, second, first) == [(Fate.KEY_REUSED, 1), (Fate.DUPLICATE, 1)]
+    assert [record.payload for record in log.read(1)] == [b"first"]
+    assert log.find(key_of(1)) == (1, key_of(10))
+
+
+def test_drafts_without_a_key_are_never_duplicates(log: Log) -> None:
+    anonymous = Draft(RecordKind.RECORD_KIND_TICK, b"")
+    assert fates(log, anonymous, anonymous) == [(Fate.RECORDED, 1), (Fate.RECORDED, 2)]
+    assert log.find(anonymous.key) is None
+
+
+def test_refused_draft_takes_no_lsn_and_leaves_no_trace(log: Log) -> None:
+    log.append([draft(1, head="catalog")], NOW_US)
+    refused = [
+        draft(2, subjects=(key_of(9),), head="catalog", expected_head=7),
+        draft(1, b"other", payload_digest=key_of(5), subjects=(key_of(9),), head="catalog"),
+    ]
+    assert fates(log, *refused, draft(3)) == [(Fate.HEAD_MOVED, 1), (Fate.KEY_REUSED, 1), (Fate.RECORDED, 2)]
+    assert log.about(key_of(9)) == []
+    assert log.find(key_of(2)) is None
+    assert log.head("catalog") == 1
+
+
+def test_group_of_refused_drafts_alone_changes_nothing_but_says_the_time(log: Log) -> None:
+    log.append([draft(1)], NOW_US)
+    before = log.tail()
+    (receipt,) = log.append([draft(1)], NOW_US + 7)
+    assert receipt == (Fate.DUPLICATE, 1, NOW_US + 7)
+    assert log.tail() == before
+
+
+def test_head_is_compared_and_set_also_within_the_group(log: Log) -> None:
+    first = draft(1, head="role/champion", expected_head=0)
+    stale = draft(2, head="role/champion", expected_head=0)
+    next_one = draft(3, head="role/champion", expected_head=1)
+    whoever = draft(4, head="role/champion")
+    other = draft(5, head="catalog", expected_head=0)
+    assert fates(log, first, stale, next_one, whoever, other) == [
+        (Fate.RECORDED, 1),
+        (Fate.HEAD_MOVED, 1),
+        (Fate.RECORDED, 2),
+        (Fate.RECORDED, 3),
+        (Fate.RECORDED, 4),
+    ]
+    assert (log.head("role/champion"), log.head("catalog"), log.head("never")) == (3, 4, 0)
+    assert fates(log, stale) == [(Fate.HEAD_MOVED, 3)]
+
+
+def test_repeated_change_is_a_duplicate_even_where_its_head_has_moved(log: Log) -> None:
+    change = draft(1, head="catalog", expected_head=0)
+    log.append([change, draft(2, head="catalog")], NOW_US)
+    assert fates(log, change) == [(Fate.DUPLICATE, 1)]
+
+
+def test_log_time_never_goes_back_with_the_clock(log: Log) -> None:
+    log.append([draft(1)], NOW_US)
+    log.append([draft(2)], NOW_US - 3_600_000_000)
+    (receipt,) = log.append([draft(3)], NOW_US + 1)
+    assert receipt.time_us == NOW_US + 1
+    assert [record.time_us for record in log.read(1)] == [NOW_US, NOW_US, NOW_US + 1]
+
+
+def test_tick_is_recorded_when_idle_and_only_then(log: Log) -> None:
+    log.append([draft(1)], NOW_US)
+    assert not log.tick(NOW_US + 999, 1_000)
+    assert not log.tick(NOW_US - 1_000_000, 1_000)
+    assert log.tick(NOW_US + 1_000, 1_000)
+    assert not log.tick(NOW_US + 1_999, 1_000)
+    (tick,) = log.read(2)
+    assert (tick.kind, tick.payload, tick.time_us) == (RecordKind.RECORD_KIND_TICK, b"", NOW_US + 1_000)
+
+
+def test_record_is_found_by_each_subject_once(log: Log) -> None:
+    anna, berta = key_of(1000), key_of(1001)
+    log.append([draft(1, subjects=(anna,)), draft(2), draft(3, subjects=(berta, anna, anna))], NOW_US)
+    log.append([draft(4, subjects=(berta,))], NOW_US)
+    assert log.about(anna) == [1, 3]
+    assert log.about(berta) == [3, 4]
+    assert log.about(key_of(1002)) == []
+
+
+def test_groups_of_one_to_256_drafts_are_taken_and_no_others(log: Log) -> None:
+    assert len(log.append([draft(i) for i in range(1, GROUP_RECORDS_MAX + 1)], NOW_US)) == 256
+    for group in ([], [draft(1000 + i) for i in range(GROUP_RECORDS_MAX + 1)]):
+        with pytest.raises(AssertionError, match="bounds a group"):
+            log.append(group, NOW_US)
+    assert log.tail().lsn == 256
+
+
+def test_group_is_recorded_whole_or_not_at_all(log: Log) -> None:
+    before = log.tail()
+    too_many_subjects = draft(2, subjects=tuple(map(key_of, range(1, 34))))
+    with pytest.raises(AssertionError, match="bounds identities"):
+        log.append([draft(1), too_many_subjects], NOW_US)
+    assert log.tail() == before
+    assert log.find(key_of(1)) is None
+
+
+def test_reads_cross_blocks_of_any_size_without_a_gap(log: Log) -> None:
+    # Blocks end at 1 MiB: within a group, at its end, and around records that are larger than a block.
+    sizes = [10, 600_000, 600_000, 10, 2_000_000, 10, 300_000, 300_000, 400_000, 70_000]
+    payloads = [bytes([i]) * size for i, size in enumerate(sizes)]
+    log.append([draft(i, payload) for i, payload in enumerate(payloads, 1)], NOW_US)
+    log.append([draft(100 + i) for i in range(GROUP_RECORDS_MAX)], NOW_US)
+    log.append([draft(1000)], NOW_US)
+    last = len(sizes) + 257
+    assert [record.payload for record in log.read(1, len(sizes))] == payloads
+    for from_lsn in (-1, 0, 1, 2, 5, 6, len(sizes) + 1, last - 1, last, last + 1, last + 1000, 1 << 80):
+        for records_max in (0, 1, 3, 4_096):
+            want = range(max(from_lsn, 1), min(max(from_lsn, 1) + records_max, last + 1))
+            assert [record.lsn for record in log.read(from_lsn, records_max)] == list(want)
+    for lsn in range(-1, last + 3):
+        record = log.get(lsn)
+        assert (record.lsn if record else None) == (lsn if 1 <= lsn <= last else None)
+    assert log.get(1 << 80) is None
+    assert log.verify() == log.tail()
+
+
+def test_follow_yields_everything_to_the_present_end(log: Log) -> None:
+    for first in range(1, 5_000, 250):
+        log.append([draft(i) for i in range(first, first + 250)], NOW_US)
+    assert [record.lsn for record in follow(log, 700)] == list(range(700, 5_001))
+
+
+def test_reopened_log_is_the_same_log(open_lmdb: Callable[[], LmdbLog]) -> None:
+    log = open_lmdb()
+    log.append([draft(1, subjects=(key_of(7),), head="catalog"), draft(2)], NOW_US)
+    before = (log.log_id, log.tail(), log.read(1))
+    log = open_lmdb()
+    assert (log.log_id, log.tail(), log.read(1)) == before
+    assert fates(log, draft(1), draft(3, head="catalog", expected_head=1)) == [(Fate.DUPLICATE, 1), (Fate.RECORDED, 3)]
+    assert log.about(key_of(7)) == [1]
+    assert open_lmdb().verify().lsn == 3
+
+
+def test_two_logs_have_two_ids(tmp_path: Path) -> None:
+    first, second = (LmdbLog(tmp_path / name, MAP_BYTES) for name in ("a", "b"))
+    assert first.log_id != second.log_id
+    first.close()
+    second.close()
+
+
+def test_reader_follows_a_log_that_another_handle_writes(tmp_path: Path) -> None:
+    writer = LmdbLog(tmp_path / "log", MAP_BYTES)
+    writer.append([draft(1)], NOW_US)
+    writer.close()
+    reader = LmdbLog(tmp_path / "log", MAP_BYTES, writable=False)
+    assert [record.key for record in reader.read(1)] == [key_of(1)]
+    with pytest.raises(LogUnavailableError):
+        reader.append([draft(2)], NOW_US)
+    reader.close()
+
+
+def test_full_map_refuses_the_group_whole_and_the_log_stays_usable(tmp_path: Path) -> None:
+    log = LmdbLog(tmp_path / "log", 1 << 20)
+    n_recorded = 0
+    with pytest.raises(LogFullError) as caught:
+        for i in range(1, 1_000):
+            log.append([draft(2 * i, bytes(5_000)), draft(2 * i + 1, bytes(5_000))], NOW_US)
+            n_recorded += 2
+    assert caught.value.is_map
+    assert log.verify().lsn == n_recorded > 0
+    assert log.used_share() > 0.7
+    assert log.find(key_of(n_recorded + 2)) is None
+    log.close()
+    larger = LmdbLog(tmp_path / "log", 1 << 22)
+    assert fates(larger, draft(n_recorded + 2)) == [(Fate.RECORDED, n_recorded + 1)]
+    larger.close()
+
+
+def test_log_of_a_later_build_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    LmdbLog(tmp_path / "log", MAP_BYTES).close()
+    with editing(tmp_path / "log") as tables:
+        tables.txn.put(b"schema", (2).to_bytes(8, "big"), db=tables.meta)
+        tables.txn.drop(tables.heads)  # a later build may have no such table
+    data = (tmp_path / "log" / "data.mdb").read_bytes()
+    for writable in (True, False):
+        with pytest.raises(SchemaTooNewError, match="schema 2"):
+            LmdbLog(tmp_path / "log", MAP_BYTES, writable=writable)
+    assert (tmp_path / "log" / "data.mdb").read_bytes() == data
+
+
+@pytest.mark.slow
+def test_writers_in_several_processes_share_one_total_order(tmp_path: Path) -> None:
+    n_writers, n_groups, n_shared = 3, 40, 20
+    LmdbLog(tmp_path / "log", MAP_BYTES).close()
+    command = [sys.executable, "-m", "tests.support.writers", "append", str(tmp_path / "log"), str(MAP_BYTES)]
+    writers = [
+        subprocess.Popen(
+            [*command, str(writer), str(n_groups), str(n_shared)],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for writer in range(n_writers)
+    ]  # fmt: skip
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    ledgers = [writer.communicate(timeout=WAIT_S_MAX)[0].splitlines() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * n_writers
+
+    log = LmdbLog(tmp_path / "log", MAP_BYTES)
+    records = list(follow(log, 1))
+    check_ledgers(log, records, ledgers)
+    assert log.verify().lsn == len(records)
+    log.close()
+
+
+def check_ledgers(log: LmdbLog, records: list[Record], ledgers: list[list[str]]) -> None:
+    """Everything acknowledged is there once, where its writer was told, in the order each writer appended."""
+    assert [record.lsn for record in records] == list(range(1, len(records) + 1))
+    times = [record.time_us for record in records]
+    assert times == sorted(times)
+    recorded: Counter[str] = Counter()
+    for ledger in ledgers:
+        own_lsns = []
+        for line in ledger:
+            key, fate, lsn = line.split()
+            entry = log.find(bytes.fromhex(key))
+            assert entry is not None
+            assert entry.lsn == int(lsn)
+            if fate == "recorded":
+                recorded[key] += 1
+                own_lsns.append(int(lsn))
+        assert own_lsns == sorted(own_lsns)
+    assert recorded == Counter(record.key.hex() for record in records)
+    assert set(recorded.values()) == {1}
+    shared = [key for key in recorded if key.startswith("ff")]
+    assert len(shared) == 20
+    assert sum(line.startswith("ff") for ledger in ledgers for line in ledger) == 60

@@ -1,0 +1,176 @@
+"""The caller's command: replies as JSON on standard output, refusals as JSON on standard error with exit code 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from server.__main__ import main
+from tests.support.running import Server, command, serving, told
+from training.fit import MODELS_FOLDER
+
+pytestmark = pytest.mark.slow
+
+CATALOG = str(MODELS_FOLDER / "catalog.yaml")
+BUNDLE = str(MODELS_FOLDER / "bundle.binpb")
+ANNA = ("--identity", "customer_number=anna")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    yield from told(running)
+
+
+@pytest.fixture(scope="module")
+def catalog(running: Server) -> Any:
+    return asked(running, "push-catalog", CATALOG)
+
+
+def asked(server: Server, *arguments: str) -> Any:
+    """Run a command that is answered, and return its answer."""
+    ended = CliRunner(env={"TSUGI_ADDRESS": server.address}).invoke(main, list(arguments))
+    assert ended.exit_code == 0, ended.output
+    assert ended.stderr == ""
+    return json.loads(ended.stdout)
+
+
+def refused(server: Server, *arguments: str) -> Any:
+    """Run a command that is refused, and return what it is told."""
+    ended = CliRunner(env={"TSUGI_ADDRESS": server.address}).invoke(main, list(arguments))
+    assert ended.exit_code == 1, ended.output
+    assert ended.stdout == ""
+    return json.loads(ended.stderr)
+
+
+def test_walk_by_commands(server: Server, catalog: Any) -> None:
+    lsn = asked(
+        server, "ingest", *ANNA, "--identity", "browser_id=b1", "--attribute", "age=31", "--attribute", "member=true",
+        "--attribute", "favourite_sport=running", "--event", "purchase", "--property", "total=12.5",
+    )["lsn"]  # fmt: skip
+    reply = asked(
+        server, "decide", *ANNA, "--placement", "home_banner:2", "--placement", "agent_upsell", "--context",
+        "device=phone", "--at-least-lsn", lsn, "--durable", "--request-id", "walk",
+    )  # fmt: skip
+    assert [slot["placement"] for slot in reply["slots"]] == ["home_banner", "home_banner", "agent_upsell"]
+    assert reply["catalogRevision"] == catalog["revision"]
+    action = reply["slots"][0]["action"]
+    outcome = ("outcome", reply["decisionId"], action, "click", "--outcome-id", "o1")
+    assert not asked(server, *outcome).get("duplicate")
+    last = asked(server, *outcome)
+    assert last["duplicate"] is True
+    profile = asked(server, "profile", "--identity", "browser_id=b1", "--at-least-lsn", last["lsn"])["profile"]
+    assert profile["attributes"]["age"]["value"] == {"numberValue": 31.0}
+    assert profile["events"][0]["properties"]["total"] == {"numberValue": 12.5}
+    assert {contact["action"] for contact in profile["contacts"]} == {slot["action"] for slot in reply["slots"]}
+    assert asked(server, "profile", "--profile-id", profile["profileId"])["profile"] == profile
+
+
+def test_configuration_by_commands(server: Server, catalog: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(
+        Path(CATALOG).read_text(encoding="utf-8").replace("name: sports_retail", "name: größer", 1), encoding="utf-8"
+    )
+    checked = asked(server, "push-catalog", str(other), "--validate-only")
+    assert checked["etag"] == catalog["etag"]
+    second = asked(server, "push-catalog", str(other), "--etag", catalog["etag"])
+    assert asked(server, "get-catalog")["catalog"]["name"] == "größer"
+    back = asked(server, "rollback-catalog", "--etag", second["etag"])
+    assert back["revision"] == catalog["revision"]
+    revisions = asked(server, "list-catalogs")["catalogRevisions"]
+    assert [each["revision"] for each in revisions[:2]] == [back["revision"], second["revision"]]
+    assert asked(server, "get-catalog", "--revision", second["revision"])["catalog"]["name"] == "größer"
+
+    model = asked(server, "push-model", BUNDLE, "--label", "seed")["modelRevision"]
+    assigned = asked(server, "assign-champion", model["revision"])
+    reply = asked(server, "decide", "--placement", "home_banner", "--at-least-lsn", assigned["lsn"], "--preview")
+    assert {use["revision"] for use in reply["modelRevisions"]} == {model["revision"]}
+    models = asked(server, "list-models")
+    assert (models["modelRevisions"][0]["label"], models["championEtag"]) == ("seed", assigned["etag"])
+    assert "revision" not in asked(server, "rollback-champion", "--etag", assigned["etag"])
+
+
+def test_facts_are_typed_as_json_types_them(server: Server, catalog: Any) -> None:
+    # What is quoted is text, however much it looks like a number; what no JSON number is, is text as well.
+    for text in ('"5"', "nan", "Infinity", "1_000", "0x5", "null", "five"):
+        answer = refused(server, "decide", "--placement", "home_banner", "--context", f"hour={text}")
+        assert answer["violations"][0]["field"] == "context.hour"
+    for text in ("5", "5.0", "0.5e1"):
+        asked(server, "decide", "--placement", "home_banner", "--context", f"hour={text}", "--preview")
+    asked(server, "decide", "--placement", "home_banner", "--context", "device=phone", "--preview")
+
+
+def test_refusal_tells_code_reason_and_fields(server: Server, catalog: Any) -> None:
+    answer = refused(server, "decide", "--placement", "nowhere")
+    assert answer["code"] == "NOT_FOUND"
+    assert answer["reason"] == "ERROR_REASON_RESOURCE_NOT_FOUND"
+    assert answer["metadata"]["name"] == "nowhere"
+    assert answer["violations"] == [{"field": "placements[0].placement", "description": "no such placement"}]
+    assert refused(server, "outcome", "x", "y", "click")["reason"] == "ERROR_REASON_DECISION_ID_INVALID"
+    assert refused(server, "profile")["reason"] == "ERROR_REASON_FIELD_INVALID"
+    assert refused(server, "ingest", *ANNA, "--attribute", "height=2")["metadata"]["field"] == "attributes.height"
+    assert refused(server, "push-model", CATALOG, "--label", "yaml")["reason"] == "ERROR_REASON_BUNDLE_MALFORMED"
+    assert refused(server, "assign-champion", "0" * 64)["reason"] == "ERROR_REASON_RESOURCE_NOT_FOUND"
+
+
+def test_faulty_catalog_file_is_told_with_the_paths_of_its_faults(server: Server, tmp_path: Path) -> None:
+    faulty = tmp_path / "faulty.yaml"
+    faulty.write_text("name: small\nchanels: []\ncurrencyCode: 5\n")
+    answer = refused(server, "push-catalog", str(faulty))
+    assert answer["reason"] == "ERROR_REASON_CATALOG_INVALID"
+    assert any("chanels" in violation["field"] for violation in answer["violations"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("decide", "--placement", "home_banner:many"),
+        ("decide", "--placement", "home_banner:-1"),
+        ("decide", "--placement", f"home_banner:{1 << 32}"),
+        ("decide", "--placement", "home_banner", "--at-least-lsn", "-1"),
+        ("decide", "--placement", "home_banner", "--at-least-lsn", str(1 << 64)),
+        ("decide", "--placement", "home_banner", "--context", "hour"),
+        ("decide",),
+        ("ingest", "--identity", "anna"),
+        ("push-catalog", "no such file"),
+        ("push-catalog", BUNDLE),
+        ("decide", "--placement", "home_banner", "--context", f"note={'[' * 100_000}", "--identity", "x"),
+    ],
+    ids=lambda arguments: " ".join(arguments)[:60],
+)
+def test_wrong_use_is_told_before_anybody_is_called(arguments: tuple[str, ...]) -> None:
+    ended = CliRunner(env={"TSUGI_ADDRESS": "127.0.0.1:1"}).invoke(main, list(arguments))
+    assert ended.exit_code == 2, ended.output
+    assert "Error: " in ended.stderr
+    assert "Traceback" not in ended.output
+
+
+def test_program_itself_answers_refuses_and_survives_odd_bytes(server: Server, catalog: Any) -> None:
+    def run(*arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        environment = os.environ | {"TSUGI_ADDRESS": server.address}
+        return subprocess.run([*command(), *arguments], capture_output=True, env=environment, timeout=60, check=False)
+
+    answered = run("decide", "--placement", "home_banner", "--preview", "--field", "slots.0.placement")
+    assert (answered.returncode, answered.stdout, answered.stderr) == (0, b"home_banner\n", b"")
+    no_text = run("decide", "--placement", "home_banner", "--identity", b"customer_number=\xff\xfe")
+    assert no_text.returncode == 2
+    assert b"UTF-8" in no_text.stderr
+    assert b"Traceback" not in no_text.stderr
+
+
+def test_server_that_is_not_there_is_told() -> None:
+    ended = CliRunner(env={"TSUGI_ADDRESS": "127.0.0.1:1"}).invoke(main, ["list-models"])
+    assert ended.exit_code == 1
+    assert json.loads(ended.stderr)["code"] in {"DEADLINE_EXCEEDED", "UNAVAILABLE"}

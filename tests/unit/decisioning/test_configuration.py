@@ -1,0 +1,295 @@
+"""What is in force changes by log records: checked first, refused whole, rolled back along a history, once per id."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import shutil
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from server.catalog.compile import serialise
+from server.catalog.loading import load_catalog
+from server.decisioning.configuration import Changed, Configuration, Wish
+from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, MODEL_HEAD, Live, Watcher
+from server.errors import TsugiError
+from server.registry.blobs import BlobError, Blobs
+from server.storage.log import LogFullError, LogUnavailableError
+from server.storage.memory import MemoryLog
+from tests.support import bundles, catalogs
+from tests.support.committing import ScriptedCommitter
+from tests.support.deciding import TOKEN_KEY
+from tsugi.v1.catalog_pb2 import Catalog
+from tsugi.v1.error_reason_pb2 import ErrorReason
+
+ANY: Final = Wish()
+CHECK: Final = Wish(validate_only=True)
+
+
+class FullBlobs(Blobs):
+    """Blobs on a volume without space."""
+
+    def put(self, data: bytes) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Office:
+    """A configuration with everything around it; what it changes is served at the next look."""
+
+    def __init__(self, folder: Path, blobs: type[Blobs] = Blobs) -> None:
+        self.folder = folder / "registry"
+        self.log = MemoryLog()
+        self.blobs = blobs(self.folder)
+        self.committer = ScriptedCommitter(self.log, lambda: 0)
+        self._served: list[Live] = []
+        self._watcher = Watcher(self.log, self.blobs, folder / "none", "tests", self._served.append)
+        self.configuration = Configuration(
+            log=self.log,
+            blobs=self.blobs,
+            committer=self.committer,
+            token_key=TOKEN_KEY,
+            current=self.current,
+            is_served=lambda _lsn: True,
+        )
+
+    def current(self) -> Live | None:
+        """Return what is in force by now."""
+        self._watcher.poll()
+        return self._served[-1] if self._served else None
+
+    @property
+    def name(self) -> str:
+        """The name of the catalog in force."""
+        live = self.current()
+        assert live is not None
+        return live.catalog.message.name
+
+    async def push(self, name: str, wish: Wish = ANY) -> Changed:
+        """Push a small catalog."""
+        return await self.configuration.push_catalog(serialise(catalogs.message(name=name)), wish)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Office:
+    return Office(tmp_path)
+
+
+def revision(name: str) -> bytes:
+    return catalogs.compiled(name=name).sha256
+
+
+def reason_of(refusal: pytest.ExceptionInfo[TsugiError]) -> str:
+    return ErrorReason.Name(refusal.value.reason).removeprefix("ERROR_REASON_")
+
+
+async def test_push_puts_a_catalog_in_force_and_says_where_it_stands(office: Office) -> None:
+    pushed = await office.push("one")
+    assert pushed == Changed(revision("one"), pushed.lsn, pushed.lsn, is_duplicate=False)
+    assert office.name == "one"
+    data, sha256, etag = await office.configuration.catalog_data(None)
+    assert (Catalog.FromString(data).name, sha256, etag) == ("one", revision("one"), pushed.etag)
+
+
+async def test_validation_alone_changes_nothing(office: Office) -> None:
+    first = await office.push("one")
+    checked = await office.push("two", CHECK)
+    assert checked == Changed(revision("two"), first.etag, 0, is_duplicate=False)
+    assert office.name == "one"
+    assert not office.blobs.has(revision("two"))
+
+
+async def test_faulty_catalog_leaves_nothing_behind(office: Office) -> None:
+    faulty = catalogs.message()
+    faulty.placements[0].channel = "nowhere"
+    for data, reason in ((serialise(faulty), "CATALOG_INVALID"), (b"\xff", "REQUEST_MALFORMED")):
+        with pytest.raises(TsugiError) as refusal:
+            await office.configuration.push_catalog(data, ANY)
+        assert reason_of(refusal) == reason
+    assert office.log.tail().lsn == 0
+    assert list(office.folder.iterdir()) == []
+
+
+async def test_etag_admits_one_of_two_writers(office: Office) -> None:
+    first = await office.push("one", Wish(etag=0))
+    office.committer.is_held = True
+    rivals = [asyncio.create_task(office.push(name, Wish(etag=first.etag))) for name in ("two", "three")]
+    await office.committer.until_held(2)
+    office.committer.commit()
+    results = await asyncio.gather(*rivals, return_exceptions=True)
+    (winner,) = [result for result in results if isinstance(result, Changed)]
+    (loser,) = [result for result in results if isinstance(result, TsugiError)]
+    assert loser.reason == ErrorReason.ERROR_REASON_ETAG_MISMATCH
+    assert loser.metadata["etag"] == str(winner.etag)
+
+
+async def test_without_an_etag_both_of_two_writers_are_taken(office: Office) -> None:
+    await office.push("one")
+    pushed = await asyncio.gather(*(office.push(name) for name in ("two", "three")))
+    chain = [entry.record.lsn for entry in office.configuration.history(CATALOG_HEAD)]
+    assert chain == sorted({1, *(changed.lsn for changed in pushed)}, reverse=True)
+
+
+async def test_rollbacks_walk_back_and_a_push_goes_on_from_there(office: Office) -> None:
+    for name in ("one", "two", "three"):
+        await office.push(name)
+    for name in ("two", "one"):
+        await office.configuration.rollback_catalog(None, ANY)
+        assert office.name == name
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.rollback_catalog(None, ANY)
+    assert reason_of(refusal) == "NO_PREVIOUS_REVISION"
+    await office.push("four")
+    await office.configuration.rollback_catalog(None, ANY)
+    assert office.name == "one"
+    await office.configuration.rollback_catalog(revision("three"), ANY)
+    assert office.name == "three"
+    entries = list(office.configuration.history(CATALOG_HEAD))
+    assert [entry.sha256 for entry in entries] == [
+        revision(name) for name in ("three", "one", "four", "one", "two", "three", "two", "one")
+    ]
+
+
+async def test_rollback_checks_before_it_writes(office: Office) -> None:
+    for name in ("one", "two"):
+        await office.push(name)
+    tail = office.log.tail()
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.rollback_catalog(bytes(32), ANY)
+    assert reason_of(refusal) == "RESOURCE_NOT_FOUND"
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.rollback_catalog(None, Wish(etag=99))
+    assert reason_of(refusal) == "ETAG_MISMATCH"
+    assert (await office.configuration.rollback_catalog(None, CHECK)).sha256 == revision("one")
+    (office.folder / revision("one").hex()).unlink()
+    with pytest.raises(BlobError):
+        await office.configuration.rollback_catalog(None, ANY)
+    assert office.log.tail() == tail
+    assert office.name == "two"
+
+
+async def test_request_id_is_one_change_for_ever(office: Office) -> None:
+    first = await office.push("one", Wish("id"))
+    await office.push("two")
+    again = await office.push("one", Wish("id"))
+    assert again == first._replace(is_duplicate=True)
+    assert office.name == "two"
+    with pytest.raises(TsugiError) as refusal:
+        await office.push("three", Wish("id"))
+    assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+    back = await office.configuration.rollback_catalog(None, Wish("id"))
+    assert not back.is_duplicate, "an id belongs to its method"
+    assert (await office.configuration.rollback_catalog(None, Wish("id"))).lsn == back.lsn
+    assert office.name == "one"
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(LogUnavailableError("disk"), "LOG_UNAVAILABLE"), (LogFullError(is_map=False), "LOG_VOLUME_FULL")],
+)
+async def test_change_that_cannot_be_recorded_is_refused(office: Office, failure: Exception, reason: str) -> None:
+    await office.push("one")
+    office.committer.failure = failure
+    with pytest.raises(TsugiError) as refusal:
+        await office.push("two")
+    assert reason_of(refusal) == reason
+    assert office.name == "one"
+
+
+async def test_blob_that_cannot_be_stored_is_told_and_no_change_is_recorded(tmp_path: Path) -> None:
+    full = Office(tmp_path / "full", FullBlobs)
+    with pytest.raises(TsugiError) as refusal:
+        await full.push("one")
+    assert reason_of(refusal) == "LOG_VOLUME_FULL"
+    gone = Office(tmp_path / "gone")
+    shutil.rmtree(gone.folder)
+    with pytest.raises(TsugiError) as refusal:
+        await gone.push("one")
+    assert reason_of(refusal) == "LOG_UNAVAILABLE"
+    assert full.log.tail().lsn == gone.log.tail().lsn == 0
+
+
+async def test_history_starts_only_at_its_own_changes(office: Office) -> None:
+    await office.push("one")
+    await office.configuration.assign_champion(b"", ANY)
+    for lsn in (0, 2, 3, (1 << 64) - 1):
+        with pytest.raises(TsugiError) as refusal:
+            list(office.configuration.history(CATALOG_HEAD, lsn))
+        assert reason_of(refusal) == "FIELD_INVALID"
+    assert [entry.record.lsn for entry in office.configuration.history(CATALOG_HEAD, 1)] == [1]
+
+
+async def test_everything_but_a_push_needs_a_catalog(office: Office) -> None:
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.catalog_data(None)
+    assert reason_of(refusal) == "CATALOG_MISSING"
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.assign_champion(b"", ANY)
+    assert reason_of(refusal) == "CATALOG_MISSING"
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.push_model(bundles.good_bundle().SerializeToString(), "b", validate_only=False)
+    assert reason_of(refusal) == "CATALOG_MISSING"
+
+
+@pytest.mark.slow
+async def test_bundle_is_stored_once_and_has_no_role_until_it_is_given_one(office: Office) -> None:
+    configuration = office.configuration
+    await configuration.push_catalog(serialise(load_catalog(bundles.CATALOG)), ANY)
+    data = [bundles.good_bundle(hidden=(width,)).SerializeToString() for width in (8, 16)]
+    checked, bundle, is_duplicate = await configuration.push_model(data[0], "first", validate_only=True)
+    assert (checked, bundle.manifest.goal, is_duplicate) == (None, bundles.GOAL, False)
+    assert configuration.etag(MODEL_HEAD) == 0
+    digests = []
+    for each in data:
+        entry, _, is_duplicate = await configuration.push_model(each, "label", validate_only=False)
+        assert entry is not None
+        assert not is_duplicate
+        digests.append(entry.sha256)
+    again, _, is_duplicate = await configuration.push_model(data[0], "another label", validate_only=False)
+    assert again is not None
+    assert (again.sha256, is_duplicate) == (digests[0], True)
+    assert [entry.sha256 for entry in configuration.history(MODEL_HEAD)] == digests[::-1]
+    assert configuration.etag(CHAMPION_HEAD) == 0
+
+    for digest in digests:
+        await configuration.assign_champion(digest, ANY)
+    for expected in (digests[0], b""):
+        assert (await configuration.rollback_champion(ANY)).sha256 == expected
+        live = office.current()
+        assert live is not None
+        assert live.models.champion.sha256 == expected
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.rollback_champion(ANY)
+    assert reason_of(refusal) == "NO_PREVIOUS_REVISION"
+
+
+@pytest.mark.slow
+async def test_one_bundle_is_checked_at_a_time(office: Office) -> None:
+    await office.configuration.push_catalog(serialise(load_catalog(bundles.CATALOG)), ANY)
+    results = await asyncio.gather(
+        *(
+            office.configuration.push_model(
+                bundles.good_bundle(hidden=(width,)).SerializeToString(), "b", validate_only=False
+            )
+            for width in (8, 16)
+        ),
+        return_exceptions=True,
+    )
+    (busy,) = [result for result in results if isinstance(result, TsugiError)]
+    assert busy.reason == ErrorReason.ERROR_REASON_UPLOAD_BUSY
+
+
+@pytest.mark.slow
+async def test_stored_bundle_that_was_altered_gets_no_role(office: Office) -> None:
+    await office.configuration.push_catalog(serialise(load_catalog(bundles.CATALOG)), ANY)
+    data = bundles.good_bundle().SerializeToString()
+    entry, _, _ = await office.configuration.push_model(data, "b", validate_only=False)
+    assert entry is not None
+    (office.folder / entry.sha256.hex()).write_bytes(data[:-1] + b"x")
+    with pytest.raises(BlobError):
+        await office.configuration.assign_champion(entry.sha256, ANY)
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.assign_champion(bytes(32), ANY)
+    assert reason_of(refusal) == "RESOURCE_NOT_FOUND"
+    assert office.configuration.etag(CHAMPION_HEAD) == 0

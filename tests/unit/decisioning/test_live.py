@@ -1,0 +1,257 @@
+"""What a worker serves follows the log's heads and the learner's file; what cannot be loaded changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from server.catalog.compile import serialise
+from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, Live, Watcher
+from server.registry.blobs import Blobs
+from server.storage.memory import MemoryLog
+from server.storage.record import Draft
+from tests.support import catalogs, sports_retail
+from tests.support.running import until
+from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
+from tsugi.log.v1.record_pb2 import CatalogChange, ModelRoleChange, RecordKind
+from tsugi.v1 import catalog_pb2
+from tsugi.v1.decision_service_pb2 import DecideResponse
+from tsugi.v1.model_pb2 import ModelRole
+
+
+class Bench:
+    """A watcher with everything it looks at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = MemoryLog()
+        self.registry = folder / "registry"
+        self.blobs = Blobs(self.registry)
+        self.arrays = folder / "arrays.binpb"
+        self.swaps: list[Live] = []
+        self.watcher = Watcher(self.log, self.blobs, self.arrays, "tests", self.swaps.append)
+
+    def push(self, catalog: catalog_pb2.Catalog) -> bytes:
+        """Put a catalog in force."""
+        sha256 = self.blobs.put(serialise(catalog))
+        self.change_catalog(sha256)
+        return sha256
+
+    def change_catalog(self, sha256: bytes) -> None:
+        payload = CatalogChange(catalog_sha256=sha256).SerializeToString()
+        self.log.append([Draft(RecordKind.RECORD_KIND_CATALOG_CHANGE, payload, head=CATALOG_HEAD)], 0)
+
+    def assign(self, sha256: bytes) -> None:
+        """Make a bundle the champion."""
+        payload = ModelRoleChange(role=ModelRole.MODEL_ROLE_CHAMPION, bundle_sha256=sha256).SerializeToString()
+        self.log.append([Draft(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, payload, head=CHAMPION_HEAD)], 0)
+
+    def publish(self, data: bytes) -> None:
+        """Publish as the learner does: whole or not at all."""
+        new = self.arrays.with_suffix(".new")
+        new.write_bytes(data)
+        new.replace(self.arrays)
+
+    def poll(self) -> Live | None:
+        """Look once and return what serves now."""
+        self.watcher.poll()
+        return self.swaps[-1] if self.swaps else None
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def logs() -> Iterator[list[EventDict]]:
+    with capture_logs() as logs:
+        yield logs
+
+
+def arrays(weight: float, epoch: int = 1) -> LearnerArrays:
+    """Build arrays of one action and one feature."""
+    return LearnerArrays(
+        format_version=1,
+        epoch=epoch,
+        learned_lsn=100 + epoch,
+        learned_time_us=5,
+        features=["context.hour"],
+        goals=[
+            GoalArrays(
+                goal="click",
+                actions=["action_2"],
+                correction_weights=np.array([weight]).tobytes(),
+                correction_intercepts=np.zeros(1).tobytes(),
+                posterior_means=np.zeros(2).tobytes(),
+                posterior_covariances=np.eye(2).tobytes(),
+                posterior_scale=1.0,
+            )
+        ],
+    )
+
+
+def sealed(message: LearnerArrays) -> bytes:
+    body = message.SerializeToString()
+    return hashlib.sha256(body).digest() + body
+
+
+def weight_of(served: Live | None) -> float:
+    assert served is not None
+    column = served.catalog.learned.names.index("context.hour")
+    return float(served.models.correction_weights[0, served.catalog.actions.rows["action_2"], column])
+
+
+def test_nothing_is_served_before_the_first_catalog(bench: Bench) -> None:
+    bench.publish(sealed(arrays(0.5)))
+    assert bench.poll() is None
+    sha256 = bench.push(catalogs.message())
+    served = bench.poll()
+    assert served is not None
+    assert (served.catalog.sha256, served.catalog_lsn, served.champion_lsn) == (sha256, 1, 0)
+    assert weight_of(served) == 0.5, "arrays that were there already"
+
+
+def test_each_change_of_catalog_is_taken_once(bench: Bench) -> None:
+    first = bench.push(catalogs.message())
+    bench.poll()
+    second = bench.push(catalogs.message(name="second"))
+    bench.poll()
+    n_swaps = len(bench.swaps)
+    bench.poll()
+    assert len(bench.swaps) == n_swaps == 2
+    assert [served.catalog.sha256 for served in bench.swaps] == [first, second]
+    reply = DecideResponse.FromString(bench.swaps[-1].reply_bytes)
+    assert reply.catalog_revision == second.hex()
+
+
+def test_catalog_put_in_force_again_is_not_compiled_again(bench: Bench) -> None:
+    sha256 = bench.push(catalogs.message())
+    before = bench.poll()
+    bench.change_catalog(sha256)
+    after = bench.poll()
+    assert before is not None
+    assert after is not None
+    assert after.catalog is before.catalog
+    assert (before.lsn, after.lsn) == (1, 2)
+
+
+@pytest.mark.slow
+def test_change_of_champion_is_taken_and_told(bench: Bench) -> None:
+    bench.push(sports_retail.catalog().message)
+    bench.poll()
+    sha256 = bench.blobs.put(sports_retail.bundle())
+    bench.assign(sha256)
+    served = bench.poll()
+    assert served is not None
+    assert served.models.champion.sha256 == sha256
+    assert served.champion_lsn == served.lsn == 2
+    (use,) = DecideResponse.FromString(served.reply_bytes).model_revisions
+    assert (use.role, use.revision) == (ModelRole.MODEL_ROLE_CHAMPION, sha256.hex())
+    bench.assign(b"")
+    served = bench.poll()
+    assert served is not None
+    assert not served.models.champion.sha256
+    assert not DecideResponse.FromString(served.reply_bytes).model_revisions
+
+
+def test_published_arrays_are_taken_once_and_told(bench: Bench) -> None:
+    bench.push(catalogs.message())
+    bench.poll()
+    for epoch in (1, 2):
+        bench.publish(sealed(arrays(float(epoch), epoch)))
+        n_swaps = len(bench.swaps)
+        assert weight_of(bench.poll()) == epoch
+        assert weight_of(bench.poll()) == epoch
+        assert len(bench.swaps) == n_swaps + 1
+        (use,) = DecideResponse.FromString(bench.swaps[-1].reply_bytes).model_revisions
+        assert (use.role, use.revision, use.learned_lsn) == (ModelRole.MODEL_ROLE_LEARNER, str(epoch), 100 + epoch)
+
+
+def damaged() -> list[bytes]:
+    good = sealed(arrays(9.0, 2))
+    short = arrays(9.0, 2)
+    short.goals[0].correction_weights = b""
+    ragged = arrays(9.0, 2)
+    ragged.goals[0].posterior_covariances = bytes(8)
+    no_message = b"\xff\xff"
+    return [
+        b"",
+        good[:20],
+        good[:-1],
+        good[:-1] + bytes([good[-1] ^ 1]),
+        hashlib.sha256(no_message).digest() + no_message,
+        sealed(short),
+        sealed(ragged),
+    ]
+
+
+@pytest.mark.parametrize("data", damaged())
+def test_damaged_arrays_change_nothing(bench: Bench, logs: list[EventDict], data: bytes) -> None:
+    bench.push(catalogs.message())
+    bench.publish(sealed(arrays(0.5)))
+    bench.poll()
+    bench.publish(data)
+    for _ in range(3):
+        assert weight_of(bench.poll()) == 0.5
+    assert [entry["event"] for entry in logs] == ["arrays_refused"], "told once"
+    bench.push(catalogs.message(name="second"))
+    served = bench.poll()
+    assert served is not None
+    assert served.catalog.message.name == "second"
+    assert weight_of(served) == 0.5, "the last good arrays serve under the new catalog too"
+    bench.publish(sealed(arrays(0.75, 3)))
+    assert weight_of(bench.poll()) == 0.75
+
+
+def test_catalog_that_cannot_be_loaded_leaves_the_old_one_serving(bench: Bench, logs: list[EventDict]) -> None:
+    first = bench.push(catalogs.message())
+    bench.poll()
+    bench.change_catalog(bytes(32))
+    altered = bench.push(catalogs.message(name="altered"))
+    (bench.registry / altered.hex()).write_bytes(b"something else")
+    for _ in range(3):
+        served = bench.poll()
+        assert served is not None
+        assert served.catalog.sha256 == first
+    assert [entry["event"] for entry in logs] == ["swap_refused"], "told once"
+    third = bench.push(catalogs.message(name="third"))
+    served = bench.poll()
+    assert served is not None
+    assert served.catalog.sha256 == third
+
+
+def test_champion_that_cannot_be_loaded_leaves_the_old_set_serving(bench: Bench, logs: list[EventDict]) -> None:
+    bench.push(catalogs.message())
+    before = bench.poll()
+    bench.assign(bytes(32))
+    assert bench.poll() is before
+    assert [entry["event"] for entry in logs] == ["swap_refused"]
+
+
+def test_champion_that_does_not_fit_is_missing_and_told(bench: Bench, logs: list[EventDict]) -> None:
+    bench.push(catalogs.message())
+    bench.assign(bench.blobs.put(sports_retail.bundle()))
+    served = bench.poll()
+    assert served is not None
+    assert served.models.champion.is_unavailable
+    assert "champion_does_not_fit_catalog" in [entry["event"] for entry in logs]
+
+
+def test_watcher_sees_by_itself_and_ends_when_told(bench: Bench) -> None:
+    bench.push(catalogs.message())
+    assert bench.watcher.start() is not None
+    try:
+        bench.push(catalogs.message(name="second"))
+        until(lambda: bench.swaps[-1].catalog.message.name == "second", "the swap")
+        bench.publish(sealed(arrays(0.5)))
+        until(lambda: weight_of(bench.swaps[-1]) == 0.5, "the arrays")
+    finally:
+        bench.watcher.stop()
+    bench.push(catalogs.message(name="third"))
+    assert bench.swaps[-1].catalog.message.name == "second"

@@ -1,0 +1,352 @@
+"""The shell of a decision on engines in memory: who is answered what, who waits, who is recorded, who fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from server.catalog.catalog import Floats
+from server.decisioning import service
+from server.decisioning.live import make_live
+from server.decisioning.models import Champion, align, no_champion
+from server.decisioning.service import DecisionService
+from server.errors import TsugiError
+from server.profiles import repository
+from server.registry.scorers import ScoringError
+from server.storage.applied import Applied, write_applied
+from server.storage.log import LogFullError, LogUnavailableError
+from server.storage.memory import MemoryLog, MemoryStore
+from server.storage.store import Snapshot, Table
+from server.tokens import TokenKey
+from tests.support import catalogs
+from tests.support.committing import ScriptedCommitter
+from tests.support.deciding import given_champion, stored_profile
+from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
+from tsugi.v1.decision_pb2 import Degradation
+from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
+from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.identity_pb2 import Identity
+
+NOW_US: Final = 1_760_000_000_000_000
+EXPLORED: Final = [{"placement": "epsilon_greedy"}]
+DURABLE: Final = "DECISION_ACK_DURABLE"
+SECRET: Final = bytes(range(32))
+POISON: Final = "poison"
+
+
+class PoisonedStore(MemoryStore):
+    """A store that fails on one person."""
+
+    poisoned = repository.identity_key(Identity(namespace="customer_number", value=POISON))
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        with super().read() as snapshot:
+            yield _PoisonedSnapshot(snapshot)
+
+
+class _PoisonedSnapshot:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def get(self, table: Table, key: bytes) -> memoryview | bytes | None:
+        if key == PoisonedStore.poisoned:
+            raise RuntimeError("this person breaks it")
+        return self._snapshot.get(table, key)
+
+
+class PoisonedKey(TokenKey):
+    """A key that cannot sign one decision, so that a request fails as late as it can."""
+
+    def mint(self, decision_key: bytes, profile_key: bytes) -> bytes:
+        if decision_key == self.decision_key(POISON):
+            raise RuntimeError("this decision breaks it")
+        return super().mint(decision_key, profile_key)
+
+
+class Desk:
+    """A decision service with everything around it."""
+
+    def __init__(
+        self,
+        *,
+        store: MemoryStore | None = None,
+        champion: Callable[[Any], Champion] = no_champion,
+        token_key: TokenKey | None = None,
+        settings: service.Settings = service.Settings(),  # noqa: B008  # immutable
+        has_catalog: bool = True,
+    ) -> None:
+        self.catalog = catalogs.compiled()
+        self.log = MemoryLog()
+        self.store = store or MemoryStore()
+        self.committer = ScriptedCommitter(self.log, lambda: NOW_US)
+        self.committer.is_held = True
+        self.service = DecisionService(
+            log=self.log,
+            store=self.store,
+            committer=self.committer,
+            token_key=token_key or TokenKey(SECRET),
+            clock_us=lambda: NOW_US,
+            settings=settings,
+        )
+        if has_catalog:
+            models = align(self.catalog, champion(self.catalog), None)
+            self.service.take(make_live(self.catalog, models, 1, 0, "tests"))
+
+    def ask(self, *, timeout_s: float | None = 5.0, **request: Any) -> asyncio.Future[bytes]:
+        """Ask without waiting."""
+        message = json_format.ParseDict({"placements": EXPLORED} | request, DecideRequest())
+        return self.service.decide(message, message.SerializeToString(), timeout_s)
+
+    async def decide(self, **request: Any) -> DecideResponse:
+        """Ask and wait for the reply."""
+        return DecideResponse.FromString(await self.ask(**request))
+
+    def know(self, number: str, lsn: int, **attributes: Any) -> None:
+        """Put a person into the state and say that it includes an LSN."""
+        profile = stored_profile(attributes, {"customer_number": number})
+        with self.store.write() as txn:
+            repository.save(txn, number.encode().ljust(16, b"\0"), profile, self.catalog.space, lsn)
+            write_applied(txn, Applied(lsn, NOW_US, 0))
+
+    def records(self) -> list[DecisionRecord]:
+        """Return the decisions on record."""
+        return [
+            DecisionRecord.FromString(record.payload)
+            for record in self.log.read(1)
+            if record.kind == RecordKind.RECORD_KIND_DECISION
+        ]
+
+
+def person(number: str) -> list[dict[str, str]]:
+    return [{"namespace": "customer_number", "value": number}]
+
+
+async def reason_of(future: asyncio.Future[bytes]) -> str:
+    with pytest.raises(TsugiError) as refusal:
+        await future
+    return ErrorReason.Name(refusal.value.reason).removeprefix("ERROR_REASON_")
+
+
+async def test_request_is_decided_at_the_end_of_its_own_turn() -> None:
+    desk = Desk()
+    waiting = desk.ask()
+    assert not waiting.done()
+    await asyncio.sleep(0)
+    assert waiting.done()
+
+
+async def test_requests_of_one_turn_are_each_answered_with_their_own_person() -> None:
+    desk = Desk()
+    for i in range(40):
+        desk.know(f"p{i}", i + 1, age=i, member=True)
+    replies = await asyncio.gather(*(desk.ask(identities=person(f"p{i}")) for i in range(40)))
+    age = desk.catalog.space.index["profile.age"]
+    by_id = {DecideResponse.FromString(reply).decision_id: i for i, reply in enumerate(replies)}
+    assert len(by_id) == 40
+    for i, record in enumerate(desk.records()):
+        assert np.frombuffer(record.facts)[age] == i
+        assert record.profile_key.rstrip(b"\0") == f"p{i}".encode()
+
+
+async def test_without_a_catalog_nothing_is_decided() -> None:
+    desk = Desk(has_catalog=False)
+    assert await reason_of(desk.ask()) == "CATALOG_MISSING"
+    assert await reason_of(desk.ask(atLeastLsn=1, timeout_s=0.02)) == "CATALOG_MISSING"
+
+
+async def test_more_than_the_queue_holds_is_refused_at_once() -> None:
+    desk = Desk(settings=service.Settings(queue_requests_max=3))
+    taken = [desk.ask(), desk.ask(), desk.ask(atLeastLsn=9)]
+    with pytest.raises(TsugiError) as refusal:
+        desk.ask()
+    assert refusal.value.reason == ErrorReason.ERROR_REASON_OVERLOADED
+    assert refusal.value.metadata == {"limit": "3"}
+    await asyncio.gather(*taken[:2])
+    assert desk.service.queue_requests == 1, "one waits for the state"
+    await asyncio.gather(desk.ask(), desk.ask())
+    await taken[2]
+    assert desk.service.queue_requests == 0
+
+
+async def test_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
+    desk = Desk()
+    await desk.decide()
+    with pytest.raises(TsugiError) as refusal:
+        desk.ask(timeout_s=0.0)
+    assert refusal.value.reason == ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT
+    assert len(desk.records()) == 1
+
+
+async def test_request_waits_for_its_lsn_and_then_sees_it() -> None:
+    desk = Desk()
+    waiting = desk.ask(identities=person("late"), atLeastLsn=7)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    desk.know("late", 7, age=50)
+    reply = DecideResponse.FromString(await waiting)
+    assert Degradation.DEGRADATION_PROFILE_STALE not in reply.degradations
+    assert Degradation.DEGRADATION_PROFILE_UNKNOWN not in reply.degradations
+    assert [record.state_lsn for record in desk.records()] == [7]
+
+
+async def test_request_waits_for_its_worker_to_serve_the_configuration_it_has_seen() -> None:
+    desk = Desk()
+    with desk.store.write() as txn:
+        write_applied(txn, Applied(lsn=9, time_us=NOW_US, configuration_lsn=8))
+    for at_least, stale in ((3, True), (8, True), (9, True), (1, False), (0, False)):
+        reply = await desk.decide(atLeastLsn=at_least, timeout_s=0.02)
+        assert (Degradation.DEGRADATION_PROFILE_STALE in reply.degradations) == stale, at_least
+    desk.service.take(make_live(desk.catalog, align(desk.catalog, no_champion(desk.catalog), None), 8, 0, "tests"))
+    reply = await desk.decide(atLeastLsn=9)
+    assert Degradation.DEGRADATION_PROFILE_STALE not in reply.degradations
+
+
+async def test_lsn_that_does_not_come_is_told_after_half_of_the_deadline() -> None:
+    desk = Desk()
+    reply = await desk.decide(atLeastLsn=7, timeout_s=0.02)
+    assert Degradation.DEGRADATION_PROFILE_STALE in reply.degradations
+    assert reply.slots[0].action
+
+
+async def test_what_cannot_be_recorded_is_decided_without_exploring_and_says_so() -> None:
+    desk = Desk()
+    desk.committer.takes = False
+    replies = [await desk.decide(placements=[{"placement": "epsilon_greedy", "count": 4}]) for _ in range(20)]
+    for reply in replies:
+        assert {Degradation.DEGRADATION_EXPLORATION_OFF, Degradation.DEGRADATION_DECISION_NOT_RECORDED} <= set(
+            reply.degradations
+        )
+        assert reply.decision_id, "an outcome for it can still be reported"
+        assert all(slot.selection_probability == 1.0 / (4 - i) for i, slot in enumerate(reply.slots)), "all are equal"
+    assert desk.records() == []
+    assert await reason_of(desk.ask(decisionAck=DURABLE)) == "LOG_UNAVAILABLE"
+    preview = await desk.decide(preview=True)
+    assert Degradation.DEGRADATION_DECISION_NOT_RECORDED not in preview.degradations
+
+
+async def test_durable_reply_waits_for_the_commit_and_states_its_lsn() -> None:
+    desk = Desk()
+    waiting = desk.ask(decisionAck=DURABLE)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert desk.records() == []
+    desk.committer.commit()
+    assert DecideResponse.FromString(await waiting).lsn == 1
+    assert len(desk.records()) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (LogUnavailableError("disk"), "LOG_UNAVAILABLE"),
+        (LogFullError(is_map=False), "LOG_VOLUME_FULL"),
+        (LogFullError(is_map=True), "LOG_MAP_FULL"),
+    ],
+)
+async def test_durable_decision_that_cannot_be_committed_is_refused(failure: Exception, reason: str) -> None:
+    desk = Desk()
+    waiting = desk.ask(decisionAck=DURABLE)
+    await asyncio.sleep(0)
+    desk.committer.failure = failure
+    desk.committer.commit()
+    assert await reason_of(waiting) == reason
+
+
+async def test_durable_twins_get_the_reply_of_the_one_that_was_committed() -> None:
+    desk = Desk()
+    first, other, second = (
+        desk.ask(requestId="twin", decisionAck=DURABLE),
+        desk.ask(requestId="twin", decisionAck=DURABLE, excludedActions=["action_0"]),
+        desk.ask(requestId="twin", decisionAck=DURABLE),
+    )
+    await asyncio.sleep(0)
+    desk.committer.commit()
+    assert await first == await second
+    assert await reason_of(other) == "IDEMPOTENCY_KEY_REUSED"
+    assert len(desk.records()) == 1
+
+
+async def test_request_id_is_answered_from_its_record_for_ever() -> None:
+    desk = Desk()
+    first = await desk.decide(requestId="again")
+    assert await desk.decide(requestId="again") == first
+    assert await reason_of(desk.ask(requestId="again", excludedActions=["action_0"])) == "IDEMPOTENCY_KEY_REUSED"
+    assert len(desk.records()) == 1
+    assert not (await desk.decide(requestId="again", preview=True)).decision_id
+
+
+@pytest.mark.parametrize("kind", ["gathering", "remembering"])
+async def test_poisoned_request_fails_alone_and_its_neighbours_are_recorded_once(kind: str) -> None:
+    desk = Desk(store=PoisonedStore()) if kind == "gathering" else Desk(token_key=PoisonedKey(SECRET))
+    poisoned: dict[str, Any] = {"identities": person(POISON)} if kind == "gathering" else {"requestId": POISON}
+    asked = [
+        desk.ask(requestId="before"),
+        desk.ask(decisionAck=DURABLE, requestId="durable"),
+        desk.ask(**poisoned),
+        desk.ask(atLeastLsn=5, requestId="waiting"),
+        desk.ask(requestId="after"),
+    ]
+    await asyncio.sleep(0)
+    desk.committer.commit()
+    with pytest.raises(RuntimeError):
+        await asked[2]
+    desk.know("somebody", 5)
+    replies = [DecideResponse.FromString(await asked[i]) for i in (0, 1, 3, 4)]
+    assert all(reply.slots[0].action for reply in replies)
+    assert len(desk.records()) == 4
+    assert len({record.decision_key for record in desk.records()}) == 4
+
+
+async def test_caller_that_has_gone_is_neither_decided_nor_recorded() -> None:
+    desk = Desk()
+    gone, stays = desk.ask(), desk.ask()
+    gone.cancel()
+    await stays
+    assert len(desk.records()) == 1
+    late = desk.ask(atLeastLsn=5)
+    await asyncio.sleep(0)
+    late.cancel()
+    desk.know("somebody", 5)
+    await desk.decide(atLeastLsn=5)
+    assert len(desk.records()) == 2
+
+
+class _Failing:
+    def score(self, _inputs: Floats) -> Floats:
+        raise ScoringError("as the test wants it")
+
+
+def failing_champion(catalog: Any) -> Champion:
+    champion = given_champion(catalog, {"action_1": 0.9}, "click")
+    return Champion(
+        sha256=champion.sha256,
+        goal_row=champion.goal_row,
+        shared=champion.shared,
+        shared_positions=champion.shared_positions,
+        template=champion.template,
+        scorer=_Failing(),
+    )
+
+
+async def test_champion_that_fails_is_replaced_by_base_rates_and_told() -> None:
+    reply = await Desk(champion=failing_champion).decide(placements=[{"placement": "greedy", "count": 4}])
+    assert Degradation.DEGRADATION_MODEL_UNAVAILABLE in reply.degradations
+    assert [slot.propensity for slot in reply.slots] == pytest.approx([0.1] * 4)
+    good = await Desk(champion=lambda catalog: given_champion(catalog, {"action_1": 0.9}, "click")).decide(
+        placements=[{"placement": "greedy"}]
+    )
+    assert Degradation.DEGRADATION_MODEL_UNAVAILABLE not in good.degradations
+    assert good.slots[0].action == "action_1"
+
+
+async def test_missing_learner_is_told() -> None:
+    assert Degradation.DEGRADATION_LEARNER_STALE in (await Desk().decide()).degradations

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from server.control import SLOTS_MAX, ControlPage
+
+
+@pytest.fixture
+def pages(tmp_path: Path) -> tuple[ControlPage, ControlPage]:
+    """Two views of one page, as two processes have."""
+    return ControlPage(tmp_path / "control"), ControlPage(tmp_path / "control")
+
+
+def test_latch_raised_by_one_holds_for_all_until_it_is_lowered(pages: tuple[ControlPage, ControlPage]) -> None:
+    worker, supervisor = pages
+    assert not supervisor.is_latched
+    worker.latch()
+    worker.latch()
+    assert is_latched(supervisor)
+    assert is_latched(worker)
+    supervisor.unlatch()
+    assert not is_latched(worker)
+
+
+def is_latched(page: ControlPage) -> bool:
+    return page.is_latched
+
+
+def test_latch_outlives_the_process_that_raised_it(tmp_path: Path) -> None:
+    ControlPage(tmp_path / "control").latch()
+    assert ControlPage(tmp_path / "control").is_latched
+
+
+def test_role_is_silent_since_its_last_beat_and_not_before_its_first(
+    pages: tuple[ControlPage, ControlPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, supervisor = pages
+    now_ns = 1_000_000_000
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    assert supervisor.silent_s(0) == 0.0
+    worker.beat(0)
+    worker.beat(SLOTS_MAX - 1)
+    now_ns += 2_500_000_000
+    assert supervisor.silent_s(0) == supervisor.silent_s(SLOTS_MAX - 1) == 2.5
+    assert supervisor.silent_s(1) == 0.0
+    worker.beat(0)
+    assert (supervisor.silent_s(0), supervisor.silent_s(SLOTS_MAX - 1)) == (0.0, 2.5)
+    supervisor.forget(SLOTS_MAX - 1)
+    assert supervisor.silent_s(SLOTS_MAX - 1) == 0.0
+
+
+def test_page_has_its_blocks_from_the_start(tmp_path: Path) -> None:
+    # A write into a hole of a mapped file kills the writer when the volume is full.
+    ControlPage(tmp_path / "control")
+    status = (tmp_path / "control").stat()
+    assert status.st_blocks * 512 >= status.st_size > 0

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from server.files import Files
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def test_created_directory_is_for_its_owner_alone_and_holds_a_secret(tmp_path: Path) -> None:
+    files = Files.below(tmp_path / "data")
+    files.create()
+    assert [mode(path) for path in (files.root, files.registry, files.learner, files.secret.parent)] == [0o700] * 4
+    assert mode(files.secret) == 0o600
+    assert len(files.read_secret()) == 32
+    assert [path.name for path in files.secret.parent.iterdir()] == [files.secret.name]
+
+
+def test_secret_is_made_once_for_ever_and_differs_between_installations(tmp_path: Path) -> None:
+    files, other = Files.below(tmp_path / "data"), Files.below(tmp_path / "other")
+    files.create()
+    other.create()
+    secret = files.read_secret()
+    files.create()
+    assert files.read_secret() == secret != other.read_secret()
+
+
+def test_paths_are_absolute_whatever_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Files.below("data").log == tmp_path.resolve() / "data" / "log"
+
+
+def test_secret_gets_its_name_only_when_it_is_on_disk_and_its_name_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files.below(tmp_path / "data")
+    steps: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def traced_fsync(handle: int) -> None:
+        steps.append(f"fsync {Path(f'/proc/self/fd/{handle}').readlink().suffix or 'folder'}")
+        fsync(handle)
+
+    def traced_link(source: Path, target: Path) -> None:
+        assert len(source.read_bytes()) == 32
+        steps.append("link")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", traced_fsync)
+    monkeypatch.setattr(os, "link", traced_link)
+    files.create()
+    assert steps == ["fsync .unfinished", "link", "fsync folder"]
+
+
+def test_start_after_one_that_was_killed_while_it_made_the_secret_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files.below(tmp_path / "data")
+
+    def killed(_handle: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.create()
+    assert not files.secret.exists()
+    files.create()
+    assert len(files.read_secret()) == 32
+
+
+def test_secret_that_somebody_else_made_meanwhile_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files.below(tmp_path / "data")
+    fsync = os.fsync
+
+    def traced_fsync(handle: int) -> None:
+        if not files.secret.exists():
+            files.secret.write_bytes(b"of the other one, which was here")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", traced_fsync)
+    files.create()
+    assert files.read_secret() == b"of the other one, which was here"
