@@ -35,7 +35,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(PY) -m pytest -m "not long" $(if $(PYTEST_REPORT),--junitxml=$(PYTEST_REPORT))
+	$(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile $(if $(PYTEST_REPORT),--junitxml=$(PYTEST_REPORT))
 
 test-all: setup
 	$(PY) -m pytest

@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 _LATENCY_BUCKETS = tuple(step * 10.0**power for power in range(-5, 1) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
 
-DECISIONS = Counter("tsugi_decisions", "Decisions answered", ["mode"])
+DECISIONS = Counter("tsugi_decisions", "Decisions answered")
 DECIDE_SECONDS = Histogram(
     "tsugi_decide_seconds", "From a Decide's arrival to its reply, the oldest of each flush", buckets=_LATENCY_BUCKETS
 )

@@ -12,6 +12,7 @@ microseconds since the epoch.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,7 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 NOW_FACT: Final = 0
+UNBOUNDED: Final = sys.float_info.max  # what is greater is no finite number
 
 # Comparison of an atom: facts[left] (minus facts[right], where right >= 0) compared with a constant.
 LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN = range(7)
@@ -42,6 +44,13 @@ SCALED, EQUALS, UNKNOWN = range(3)
 GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON = range(4)
 
 
+_NUMBER: Final = catalog_pb2.ATTRIBUTE_TYPE_NUMBER
+_BOOL: Final = catalog_pb2.ATTRIBUTE_TYPE_BOOL
+_CATEGORY: Final = catalog_pb2.ATTRIBUTE_TYPE_CATEGORY
+_TEXT: Final = catalog_pb2.ATTRIBUTE_TYPE_TEXT
+_TIME: Final = catalog_pb2.ATTRIBUTE_TYPE_TIME
+
+
 @dataclass(frozen=True, slots=True)
 class Fact:
     """One entry of the fact space, or one action attribute."""
@@ -49,7 +58,7 @@ class Fact:
     name: str  # "profile.age", "context.device", "action.price", "now"
     type: catalog_pb2.AttributeType
     codes: dict[str, int]  # of a category: its values; of a text: the literals that rules compare it with
-    minimum: float
+    minimum: float  # -UNBOUNDED where none is stated
     maximum: float
 
     def encode(self, value: Value) -> float:
@@ -59,27 +68,29 @@ class Fact:
         unknown, never let through.
         """
         kind = value.WhichOneof("kind")
-        if kind == "number_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
+        if kind == "number_value" and self.type == _NUMBER:
             number = value.number_value
-            return number if math.isfinite(number) and self.minimum <= number <= self.maximum else math.nan
+            return number if self.minimum <= number <= self.maximum else math.nan
         if kind == "text_value":
-            if self.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
+            if self.type == _CATEGORY:
                 return float(self.codes.get(value.text_value, math.nan))
-            if self.type == catalog_pb2.ATTRIBUTE_TYPE_TEXT:
+            if self.type == _TEXT:
                 return float(self.codes.get(value.text_value, -1))
-        if kind == "bool_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL:
+        if kind == "bool_value" and self.type == _BOOL:
             return float(value.bool_value)
-        if kind == "time_value" and self.type == catalog_pb2.ATTRIBUTE_TYPE_TIME:
+        if kind == "time_value" and self.type == _TIME:
             return float(value.time_value.seconds * 1_000_000 + value.time_value.nanos // 1_000)
         return math.nan
 
     def wanted(self) -> str:
         """Say in words what values encode takes."""
         kind = catalog_pb2.AttributeType.Name(self.type).removeprefix("ATTRIBUTE_TYPE_").lower()
-        if self.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
+        if self.type == _CATEGORY:
             return f"a category value is required, one of {', '.join(self.codes)}"
-        if self.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
-            return f"a finite number within [{self.minimum:g}, {self.maximum:g}] is required"
+        if self.type == _NUMBER:
+            is_bounded = self.minimum > -UNBOUNDED or self.maximum < UNBOUNDED
+            bounds = f" within [{self.minimum:g}, {self.maximum:g}]" if is_bounded else ""
+            return f"a finite number{bounds} is required"
         return f"a {kind} value is required"
 
 
@@ -89,6 +100,7 @@ class FactSpace:
 
     facts: tuple[Fact, ...]  # now, profile attributes, context attributes
     index: dict[str, int]  # by name
+    context: dict[str, tuple[int, Fact]]  # the context attributes by bare name, with their positions
     n_profile: int
     profile_layout: bytes  # 8 bytes that change whenever the profile part would be encoded differently
 
@@ -148,9 +160,11 @@ class ActionColumns:
     valid_until_us: NDArray[np.int64]  # int64[n], exclusive
     rules: Rows  # int32[n]: index of its eligibility rule; -1: none
     worth: Doubles  # float64[n, 2]: value in currency units, lever
+    values: tuple[float, ...]  # [n]: the value alone, for replies
     weights: Doubles  # float64[n, channels]; NaN where it has no treatment for the channel
     facts: Doubles  # float64[n, action attributes]
     slot_bytes: tuple[tuple[bytes, ...], ...]  # [n][channels]: action, treatment, content of a Slot, serialised
+    record_bytes: tuple[bytes, ...]  # [n]: row and action of a SlotRecord, serialised
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +191,7 @@ class Placement:
     parameter: float  # epsilon, gamma, or the floor share
     draws: int  # of Thompson, else 0
     slot_bytes: tuple[bytes, ...]  # [count_max]: placement and position of a Slot, serialised
+    record_bytes: bytes  # goal and on_impression of a SlotRecord, serialised
 
 
 @dataclass(frozen=True, slots=True)

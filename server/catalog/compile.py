@@ -23,6 +23,7 @@ from server.catalog.catalog import (
     SCALED,
     SQUARE_CB,
     THOMPSON,
+    UNBOUNDED,
     ActionColumns,
     Catalog,
     Fact,
@@ -35,6 +36,7 @@ from server.catalog.catalog import (
 from server.catalog.expressions import NO_RULE, RuleCompiler
 from server.catalog.validation import LEARNED_COLUMNS_MAX, duration_us, instant_us
 from server.errors import TsugiError, Violation
+from tsugi.log.v1.record_pb2 import SlotRecord
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import Slot
 from tsugi.v1.error_reason_pb2 import ErrorReason
@@ -131,7 +133,7 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     )
 
 
-_NOW: Final = Fact("now", catalog_pb2.ATTRIBUTE_TYPE_TIME, {}, -math.inf, math.inf)
+_NOW: Final = Fact("now", catalog_pb2.ATTRIBUTE_TYPE_TIME, {}, -UNBOUNDED, UNBOUNDED)
 
 
 def _invalid(violations: list[Violation]) -> TsugiError:
@@ -150,8 +152,8 @@ def _fact(prefix: str, attribute: catalog_pb2.Attribute) -> Fact:
         name=f"{prefix}.{attribute.name}",
         type=attribute.type,
         codes={value: code for code, value in enumerate(attribute.allowed_values)},
-        minimum=attribute.minimum if attribute.HasField("minimum") else -math.inf,
-        maximum=attribute.maximum if attribute.HasField("maximum") else math.inf,
+        minimum=attribute.minimum if attribute.HasField("minimum") else -UNBOUNDED,
+        maximum=attribute.maximum if attribute.HasField("maximum") else UNBOUNDED,
     )
 
 
@@ -163,6 +165,11 @@ def _fact_space(facts: tuple[Fact, ...], n_profile: int) -> FactSpace:
     return FactSpace(
         facts=facts,
         index={fact.name: position for position, fact in enumerate(facts)},
+        context={
+            fact.name.removeprefix("context."): (position, fact)
+            for position, fact in enumerate(facts)
+            if position > n_profile
+        },
         n_profile=n_profile,
         profile_layout=layout.digest(),
     )
@@ -264,9 +271,11 @@ def _action_columns(
         valid_until_us=_frozen(np.array(until_us, np.int64)),
         rules=_frozen(np.array(rule_rows, np.int32)),
         worth=_frozen(np.array([value, lever], np.float64).T.copy()),
+        values=tuple(value),
         weights=_frozen(weights),
         facts=_frozen(np.array(values, np.float64).reshape(n, n_facts)),
         slot_bytes=tuple(slot_bytes),
+        record_bytes=tuple(SlotRecord(row=row, action=name).SerializeToString() for row, name in enumerate(names)),
     )
 
 
@@ -282,6 +291,7 @@ def _goal(goal: catalog_pb2.Goal) -> Goal:
 
 def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], goal_rows: dict[str, int]) -> Placement:
     count_max = placement.count_max or 1
+    on_impression = placement.activation == catalog_pb2.ACTIVATION_ON_IMPRESSION
     exploration = placement.exploration
     policy, parameter, draws = GREEDY, 0.0, 0
     kind = exploration.WhichOneof("policy")
@@ -297,13 +307,14 @@ def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], g
         channel_row=channel_rows[placement.channel],
         goal_row=goal_rows[placement.goal],
         count_max=count_max,
-        on_impression=placement.activation == catalog_pb2.ACTIVATION_ON_IMPRESSION,
+        on_impression=on_impression,
         policy=policy,
         parameter=parameter,
         draws=draws,
         slot_bytes=tuple(
             Slot(placement=placement.name, position=position).SerializeToString() for position in range(count_max)
         ),
+        record_bytes=SlotRecord(goal=placement.goal, on_impression=on_impression).SerializeToString(),
     )
 
 

@@ -34,21 +34,17 @@ class Questions(NamedTuple):
 
     facts: Doubles  # float64[b, m], see FactSpace; column NOW_FACT is now_us for all
     now_us: int
-    listings: Bytes  # uint8[l, n], see candidacy.gate
-    listing_rows: Rows  # int32[b], -1: the caller names no actions
-    ask_starts: Rows  # int32[b + 1]
-    ask_placements: Rows  # int32[a], catalog rows
-    ask_counts: Rows  # int32[a], slots asked for, 1 or more
+    heads: Rows  # int32[b, 3]: number of asks; EXPLORE, RANDOM_CONTROL or NO_EXPLORATION; listing, -1: none
+    asks: Rows  # int32[a, 2]: the placement's catalog row, and the slots asked for, 1 or more
     seeds: NDArray[np.uint64]  # uint64[b]
-    modes: Bytes  # uint8[b]: EXPLORE, RANDOM_CONTROL or NO_EXPLORATION
+    listings: Bytes  # uint8[l, n], see candidacy.gate: what the callers who name actions say of each
 
 
 class Decisions(NamedTuple):
     """What was decided, as columns. A *survivor* is a candidate that passed every gate.
 
     The survivors of request q are ``rows[starts[q]:starts[q + 1]]``. Ask a has a block of one entry a survivor in
-    every column of asks, from ``ask_blocks[a]`` on. Slot s belongs to ask ``slot_asks[s]`` and has a block of one
-    entry a survivor in ``distributions``, from ``slot_blocks[s]`` on.
+    every column of asks, from ``ask_blocks[a]`` on; slot s has one in ``distributions``, from ``slot_blocks[s]`` on.
     """
 
     reasons: Bytes  # uint8[b, n]: refusal reasons, 0 for survivors
@@ -61,11 +57,9 @@ class Decisions(NamedTuple):
     priorities: Doubles  # the same shape, NaN where the action has no treatment for the placement's channel
     means: Floats  # posterior means of the reward, the same shape; empty when no ask explores by Thompson
     deviations: Floats  # their standard deviations
-    slot_asks: Rows  # int32[s]
     slot_blocks: NDArray[np.int64]  # int64[s + 1]
-    chosen: Rows  # int32[s]: index among the request's survivors, -1 for an empty slot
-    selection_probabilities: Doubles  # float64[s] of the chosen
-    choice_reasons: Bytes  # uint8[s]
+    slot_codes: Rows  # int32[s, 4]: ask; chosen survivor's index in its request, its catalog row; choice reason
+    slot_numbers: Doubles  # float64[s, 4]: selection probability, propensity, priority, prior log-odds of the chosen
     distributions: Doubles  # float64[slots × survivors]
     is_model_unavailable: bool  # the champion failed; base rates stood in
 
@@ -107,10 +101,9 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     reasons, learned, starts, rows = _gate_and_encode(
         questions.facts,
         questions.now_us,
+        questions.heads,
+        questions.asks,
         questions.listings,
-        questions.listing_rows,
-        questions.ask_starts,
-        questions.ask_placements,
         catalog.placement_columns.codes,
         catalog.actions.weights,
         catalog.actions.valid_from_us,
@@ -125,11 +118,9 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     )
     prior, is_model_unavailable = champion.score(inputs[: rows.size])
     chosen = _score_and_fill(
-        questions.ask_starts,
-        questions.ask_placements,
-        questions.ask_counts,
+        questions.heads,
+        questions.asks,
         questions.seeds,
-        questions.modes,
         starts,
         rows,
         learned,
@@ -163,10 +154,9 @@ def _refuse(reasons: Bytes, passed: NDArray[np.bool_], new_reasons: Bytes) -> No
 def _gate_and_encode(
     facts: Doubles,
     now_us: int,
+    heads: Rows,
+    asks: Rows,
     listings: Bytes,
-    listing_rows: Rows,
-    ask_starts: Rows,
-    ask_placements: Rows,
     placement_codes: Rows,
     weights: Doubles,
     valid_from_us: NDArray[np.int64],
@@ -194,13 +184,16 @@ def _gate_and_encode(
     shared = np.empty(shared_sources.size, np.float32)
     starts = np.zeros(b + 1, np.int32)
     rows = np.empty(b * n, np.int32)
-    channels_of = placement_codes[:, 0].copy()
-    empty = np.empty(0, np.uint8)
-    m = 0
+    channels = np.empty(asks.shape[0], np.int32)
+    for ask in range(asks.shape[0]):
+        channels[ask] = placement_codes[asks[ask, 0], 0]
+    nothing_named = np.empty(0, np.uint8)
+    m, ask = 0, 0
     for q in range(b):
-        channels = channels_of[ask_placements[ask_starts[q] : ask_starts[q + 1]]]
-        listing = listings[listing_rows[q]] if listing_rows[q] >= 0 else empty
-        _refuse(reasons[q], *candidacy.gate(listing, channels, weights))
+        n_asks, listing_row = heads[q, 0], heads[q, 2]
+        listing = listings[listing_row] if listing_row >= 0 else nothing_named
+        _refuse(reasons[q], *candidacy.gate(listing, channels[ask : ask + n_asks], weights))
+        ask += n_asks
         _refuse(
             reasons[q],
             *eligibility.gate(
@@ -224,11 +217,9 @@ def _gate_and_encode(
 
 @kernel
 def _score_and_fill(
-    ask_starts: Rows,
-    ask_placements: Rows,
-    ask_counts: Rows,
+    heads: Rows,
+    asks: Rows,
     seeds: NDArray[np.uint64],
-    modes: Bytes,
     starts: Rows,
     rows: Rows,
     learned: Floats,
@@ -246,46 +237,44 @@ def _score_and_fill(
     posterior_means: Doubles,
     posterior_covariances: Doubles,
     posterior_scales: Doubles,
-) -> tuple[Rows, Floats, Floats, Doubles, Floats, Floats, Rows, NDArray[np.int64], Rows, Doubles, Bytes, Doubles]:
-    ask_blocks, slot_asks, slot_blocks = _lay_out(ask_starts, ask_counts, starts)
-    size, n_slots = ask_blocks[-1], slot_asks.size
-    explores_by_thompson = np.any(placement_codes[:, 2][ask_placements] == THOMPSON)
+) -> tuple[Rows, Floats, Floats, Doubles, Floats, Floats, NDArray[np.int64], Rows, Doubles, Doubles]:
+    ask_blocks, slot_blocks = _lay_out(heads, asks, starts)
+    size, n_slots = ask_blocks[-1], slot_blocks.size - 1
+    explores_by_thompson = np.any(placement_codes[:, 2][asks[:, 0]] == THOMPSON)
     prior_log_odds = np.empty(size, np.float32)
     propensities = np.empty(size, np.float32)
     priorities = np.empty(size, np.float64)
     means = np.zeros(size if explores_by_thompson else 0, np.float32)
     deviations = np.zeros(size if explores_by_thompson else 0, np.float32)
-    chosen = np.full(n_slots, -1, np.int32)
-    selection_probabilities = np.zeros(n_slots, np.float64)
-    choice_reasons = np.full(n_slots, _NO_CANDIDATE, np.uint8)
     distributions = np.zeros(slot_blocks[-1], np.float64)
+    slot_codes = np.empty((n_slots, 4), np.int32)
+    slot_numbers = np.zeros((n_slots, 4), np.float64)
 
-    slot = 0
+    first_ask, slot = 0, 0
     for q in range(starts.size - 1):
+        mode, first_slot = heads[q, 1], slot
         survivors = rows[starts[q] : starts[q + 1]]
         is_free = np.ones(survivors.size, np.bool_)
-        first_slot = slot
-        for ask in range(ask_starts[q], ask_starts[q + 1]):
-            codes = placement_codes[ask_placements[ask]]
-            channel, goal, policy, n_draws = codes[0], codes[1], codes[2], codes[3]
-            parameter = placement_parameters[ask_placements[ask]]
-            if modes[q] != EXPLORE:
-                policy, parameter = GREEDY, 1.0 if modes[q] == RANDOM_CONTROL else 0.0
+        for ask in range(first_ask, first_ask + heads[q, 0]):
+            placement = asks[ask, 0]
+            channel, goal, policy, n_draws = placement_codes[placement]
+            parameter = placement_parameters[placement]
+            if mode != EXPLORE:
+                policy, parameter = GREEDY, 1.0 if mode == RANDOM_CONTROL else 0.0
             block = slice(ask_blocks[ask], ask_blocks[ask + 1])
-            priority = priorities[block]
+            log_odds, propensity, priority = prior_log_odds[block], propensities[block], priorities[block]
             if goal == prior_goal:
-                prior_log_odds[block] = prior[starts[q] : starts[q + 1]]
+                log_odds[:] = prior[starts[q] : starts[q + 1]]
             else:
-                prior_log_odds[block] = base_log_odds[goal]
+                log_odds[:] = base_log_odds[goal]
             arbitration.propensities(
-                prior_log_odds[block], survivors, learned[q],
-                correction_weights[goal], correction_intercepts[goal], propensities[block],
-            )  # fmt: skip
-            arbitration.priorities(propensities[block], survivors, worth, weights, channel, priority)
+                log_odds, survivors, learned[q], correction_weights[goal], correction_intercepts[goal], propensity
+            )
+            arbitration.priorities(propensity, survivors, worth, weights, channel, priority)
             draws, kinds = np.empty((0, 0), np.float32), np.empty(0, np.uint64)
             if policy == THOMPSON:
                 arbitration.posteriors(
-                    prior_log_odds[block], survivors, learned[q], posterior_rows[goal],
+                    log_odds, survivors, learned[q], posterior_rows[goal],
                     posterior_means, posterior_covariances, posterior_scales[goal], means[block], deviations[block],
                 )  # fmt: skip
                 worths = worth[:, 0][survivors] * worth[:, 1][survivors] * weights[:, channel][survivors]
@@ -294,7 +283,8 @@ def _score_and_fill(
                 exploration.posterior_draws(
                     means[block], deviations[block], worths, hashes[survivors], seeds[q], draws
                 )  # fmt: skip
-            for _ in range(ask_counts[ask]):
+            for _ in range(asks[ask, 1]):
+                _write(slot_codes[slot], (ask, -1, -1, _NO_CANDIDATE))
                 is_open = is_free & ~np.isnan(priority)
                 if np.any(is_open):
                     distribution = distributions[slot_blocks[slot] : slot_blocks[slot + 1]]
@@ -306,33 +296,38 @@ def _score_and_fill(
                         exploration.share_best(priority, is_open, parameter, distribution)
                     pick = exploration.draw(distribution, seeds[q], slot - first_slot)
                     is_free[pick] = False
-                    chosen[slot] = pick
-                    selection_probabilities[slot] = distribution[pick]
-                    choice_reasons[slot] = _choice_reason(modes[q], priority, is_open, pick)
+                    choice_reason = _choice_reason(mode, priority, is_open, pick)
+                    _write(slot_codes[slot], (ask, pick, survivors[pick], choice_reason))
+                    _write(slot_numbers[slot], (distribution[pick], propensity[pick], priority[pick], log_odds[pick]))
                 slot += 1
+        first_ask += heads[q, 0]
     return (
         ask_blocks, prior_log_odds, propensities, priorities, means, deviations,
-        slot_asks, slot_blocks, chosen, selection_probabilities, choice_reasons, distributions,
+        slot_blocks, slot_codes, slot_numbers, distributions,
     )  # fmt: skip
 
 
 @kernel
-def _lay_out(ask_starts: Rows, ask_counts: Rows, starts: Rows) -> tuple[Rows, Rows, NDArray[np.int64]]:
+def _lay_out(heads: Rows, asks: Rows, starts: Rows) -> tuple[Rows, NDArray[np.int64]]:
     """Place the blocks of asks and slots: one entry a survivor of their request."""
-    n_slots = int(ask_counts.sum())
-    ask_blocks = np.zeros(ask_counts.size + 1, np.int32)
-    slot_asks = np.empty(n_slots, np.int32)
-    slot_blocks = np.zeros(n_slots + 1, np.int64)
-    slot = 0
+    ask_blocks = np.zeros(asks.shape[0] + 1, np.int32)
+    slot_blocks = np.zeros(asks[:, 1].sum() + 1, np.int64)
+    ask, slot = 0, 0
     for q in range(starts.size - 1):
         m = starts[q + 1] - starts[q]
-        for ask in range(ask_starts[q], ask_starts[q + 1]):
+        for _ in range(heads[q, 0]):
             ask_blocks[ask + 1] = ask_blocks[ask] + m
-            for _ in range(ask_counts[ask]):
-                slot_asks[slot] = ask
+            for _ in range(asks[ask, 1]):
                 slot_blocks[slot + 1] = slot_blocks[slot] + m
                 slot += 1
-    return ask_blocks, slot_asks, slot_blocks
+            ask += 1
+    return ask_blocks, slot_blocks
+
+
+@kernel
+def _write(row: Rows | Doubles, values: tuple[float, float, float, float]) -> None:
+    """Fill a row of four; a compiled function takes no tuple of mixed types for a slice."""
+    row[0], row[1], row[2], row[3] = values
 
 
 @kernel

@@ -78,6 +78,7 @@ def gate(
     n = action_rules.size
     passed = np.ones(n, np.bool_)
     reasons = np.zeros(n, np.uint8)
+    stack = np.empty(RULE_STACK_MAX, np.uint8)
     for row in range(n):
         if now_us < valid_from_us[row]:
             reasons[row] = _NOT_YET_VALID
@@ -86,7 +87,7 @@ def gate(
         elif action_rules[row] >= 0:
             rule = action_rules[row]
             if verdicts[rule] == _NOT_EVALUATED:
-                verdicts[rule] = evaluate(atoms, steps[starts[rule] : starts[rule + 1]])
+                verdicts[rule] = evaluate(atoms, steps[starts[rule] : starts[rule + 1]], stack)
             if verdicts[rule] != YES:
                 reasons[row] = _NOT_ELIGIBLE if verdicts[rule] == NO else _FACT_UNKNOWN
         passed[row] = reasons[row] == 0
@@ -120,9 +121,11 @@ def compare(facts: Doubles, left: Rows, right: Rows, operators: Bytes, constants
 
 
 @kernel
-def evaluate(atoms: Bytes, steps: Rows) -> int:
-    """Run one rule's postfix program over the atoms: NO, YES or NOT_KNOWN (Kleene's strong three-valued logic)."""
-    stack = np.empty(RULE_STACK_MAX, np.uint8)
+def evaluate(atoms: Bytes, steps: Rows, stack: Bytes) -> int:
+    """Run one rule's postfix program over the atoms: NO, YES or NOT_KNOWN (Kleene's strong three-valued logic).
+
+    The stack is scratch: to make one for each rule would cost more than the rule.
+    """
     top = -1
     for step in steps:
         if step == AND or step == OR:

@@ -39,6 +39,7 @@ class Asked:
         "facts",
         "listing",
         "mode",
+        "n_slots",
         "payload_digest",
         "profile_key",
         "raw",
@@ -65,10 +66,15 @@ class Asked:
         self.subjects: tuple[bytes, ...] = ()
         self.mode = EXPLORE
         self.asks: list[tuple[int, int]] = []  # (placement row, slots)
+        self.n_slots = 0
         self.listing: Bytes | None = None
         self.facts: list[tuple[int, float]] = []  # (position, number) of the context
         self.seed = 0
         self.state_lsn = 0
+
+    def explores_by(self, policy: int, catalog: Catalog) -> bool:
+        """Say whether one of its placements explores by a policy."""
+        return any(catalog.placements[row].policy == policy for row, _ in self.asks)
 
     def answer(self, reply: bytes) -> None:
         """Give the caller the reply, unless the caller has gone."""
@@ -106,27 +112,26 @@ class Batch:
     def questions(self) -> Questions:
         """Return the columns the core takes."""
         asked = self.asked
-        listings = [each.listing for each in asked if each.listing is not None]
-        listing_rows, next_row = [], 0
+        listings: list[Bytes] = []
+        heads: list[tuple[int, int, int]] = []
+        asks: list[tuple[int, int]] = []
         for each in asked:
-            listing_rows.append(next_row if each.listing is not None else -1)
-            next_row += each.listing is not None
-        asks = [ask for each in asked for ask in each.asks]
-        starts = [0]
-        for each in asked:
-            starts.append(starts[-1] + len(each.asks))
-        table = np.array(asks, np.int32)
+            heads.append((len(each.asks), each.mode, -1 if each.listing is None else len(listings)))
+            asks += each.asks
+            if each.listing is not None:
+                listings.append(each.listing)
         return Questions(
             facts=self.facts[: len(asked)],
             now_us=self.now_us,
-            listings=np.stack(listings) if listings else _no_listings(len(self.catalog.actions.names)),
-            listing_rows=np.array(listing_rows, np.int32),
-            ask_starts=np.array(starts, np.int32),
-            ask_placements=np.ascontiguousarray(table[:, 0]),
-            ask_counts=np.ascontiguousarray(table[:, 1]),
+            heads=np.array(heads, np.int32),
+            asks=np.array(asks, np.int32),
             seeds=np.array([each.seed for each in asked], np.uint64),
-            modes=np.array([each.mode for each in asked], np.uint8),
+            listings=np.stack(listings) if listings else np.empty((0, len(self.catalog.actions.names)), np.uint8),
         )
+
+    def discard(self) -> None:
+        """Clear the row of a request that is not taken in."""
+        self.facts[len(self.asked), NOW_FACT + 1 :] = math.nan
 
 
 def gather_request(asked: Asked, batch: Batch) -> None:
@@ -139,13 +144,13 @@ def gather_request(asked: Asked, batch: Batch) -> None:
     catalog, request = batch.catalog, asked.request
     asked.asks = _asks(request, catalog)
     asked.listing = _listing(request, catalog) if request.candidate_actions or request.excluded_actions else None
+    asked.n_slots = sum([count for _, count in asked.asks])
     facts = batch.facts[len(batch.asked)]
-    facts[NOW_FACT + 1 :] = math.nan
     for name, value in request.context.items():
-        position = catalog.space.index.get(f"context.{name}")
-        if position is None:
+        known = catalog.space.context.get(name)
+        if known is None:
             raise not_found("context attribute", name, f"context.{name[:64]}")
-        fact = catalog.space.facts[position]
+        position, fact = known
         number = fact.encode(value)
         if math.isnan(number):  # of another type, or out of range
             raise field_invalid(f"context.{name}", fact.wanted())
@@ -223,7 +228,3 @@ def _listing(request: DecideRequest, catalog: Catalog) -> Bytes:
                 raise not_found("action", name, f"{field}[{i}]")
             listing[row] = mark
     return listing
-
-
-def _no_listings(n: int) -> Bytes:
-    return np.empty((0, n), np.uint8)

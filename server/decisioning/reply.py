@@ -10,12 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from server.decisioning.wire import head, varint
+
 # Tags of tsugi.v1.Slot: propensity = 6, value = 7, priority = 8, selection_probability = 9 (64-bit), reasons = 10
 # (packed, one value). Of tsugi.v1.DecideResponse: decision_id = 1, slots = 2, degradations = 3, expire_time = 6,
 # lsn = 7.
 _NUMBERS = struct.Struct("<BdBdBdBdBBB")
 _DECISION_ID = b"\x0a\x38"  # 56 characters follow
-_SLOT = b"\x12"
+_SLOTS = 2
 _DEGRADATIONS = b"\x1a"
 _EXPIRE_TIME = b"\x32"
 _LSN = b"\x38"
@@ -35,13 +37,13 @@ def slot(
         0x31, propensity, 0x39, value, 0x41, priority, 0x49, selection_probability, 0x52, 1, choice_reason
     )
     length = len(placement_bytes) + len(action_bytes) + len(numbers)
-    return b"".join((_SLOT, varint(length), placement_bytes, action_bytes, numbers))
+    return b"".join((head(_SLOTS, length), placement_bytes, action_bytes, numbers))
 
 
 def empty_slot(placement_bytes: bytes, choice_reason: int) -> bytes:
     """Serialise one slot that nobody fills."""
     body = placement_bytes + bytes((0x52, 1, choice_reason))
-    return b"".join((_SLOT, varint(len(body)), body))
+    return head(_SLOTS, len(body)) + body
 
 
 def decision_id(token: bytes) -> bytes:
@@ -66,15 +68,3 @@ def expire_time(instant_us: int) -> bytes:
 def lsn(number: int) -> bytes:
     """Serialise the LSN."""
     return _LSN + varint(number)
-
-
-def varint(number: int) -> bytes:
-    """Serialise a number, 0 or more, as protobuf does."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

@@ -27,13 +27,10 @@ def warm() -> None:
     questions = Questions(
         facts=facts,
         now_us=0,
-        listings=np.zeros((0, len(catalog.actions.names)), np.uint8),
-        listing_rows=np.full(1, -1, np.int32),
-        ask_starts=np.array([0, n_asks], np.int32),
-        ask_placements=np.arange(n_asks, dtype=np.int32),
-        ask_counts=np.ones(n_asks, np.int32),
+        heads=np.array([[n_asks, EXPLORE, -1]], np.int32),
+        asks=np.array([[placement, 1] for placement in range(n_asks)], np.int32),
         seeds=np.ones(1, np.uint64),
-        modes=np.full(1, EXPLORE, np.uint8),
+        listings=np.zeros((0, len(catalog.actions.names)), np.uint8),
     )
     decide(questions, catalog, models, Scratch())
     encode_rows(facts, catalog.learned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from server.decisioning.service import DecisionService
 from server.rpc import validate
 from server.rpc.methods import Context
@@ -14,7 +16,7 @@ class DecisionServicer:
     def __init__(self, service: DecisionService) -> None:
         self._service = service
 
-    async def decide(self, request: DecideRequest, raw: bytes, context: Context) -> bytes:
-        """See DecisionService.Decide."""
+    def decide(self, request: DecideRequest, raw: bytes, context: Context) -> Awaitable[bytes]:
+        """See DecisionService.Decide. No coroutine of its own: this is the way that counts microseconds."""
         validate.decide_request(request)
-        return await self._service.decide(request, raw, context.time_remaining())
+        return self._service.decide(request, raw, context.time_remaining())

@@ -43,17 +43,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def decide_request(request: DecideRequest) -> None:
-    """Check a DecideRequest. Cost: about 2 µs for a usual one."""
+    """Check a DecideRequest. Cost: about 3 µs for a usual one."""
     if request.profile_id:
         profile_id(request.profile_id)
-    identities("identities", request.identities, at_least=0)
+    given = request.identities
+    if len(given) > IDENTITIES_MAX or not all(
+        identity.namespace and _is_usual(identity.value, IDENTITY_VALUE_BYTES_MAX) for identity in given
+    ):
+        identities("identities", given, at_least=0)
     if not request.placements:
         raise field_invalid("placements", "at least one placement is required")
     at_most("placements", len(request.placements), PLACEMENTS_MAX)
     at_most("context", len(request.context), CONTEXT_MAX)
     at_most("candidate_actions", len(request.candidate_actions), ACTION_NAMES_MAX)
     at_most("excluded_actions", len(request.excluded_actions), ACTION_NAMES_MAX)
-    if request.request_id:
+    if request.request_id and not _is_usual(request.request_id, CALLER_ID_BYTES_MAX):
         caller_id("request_id", request.request_id)
     if request.decision_ack not in _ACKS:
         raise field_invalid("decision_ack", f"{request.decision_ack} is no value of DecisionAck")
@@ -146,6 +150,11 @@ def identity(path: str, given: Identity) -> None:
     if not 1 <= len(given.value.encode()) <= IDENTITY_VALUE_BYTES_MAX:
         raise field_invalid(f"{path}.value", f"1 to {IDENTITY_VALUE_BYTES_MAX} bytes are required")
     plain(f"{path}.value", given.value)
+
+
+def _is_usual(text: str, bytes_max: int) -> bool:
+    """Say quickly that a text is fine; what this denies may still be, and is looked at closely."""
+    return 0 < len(text) <= bytes_max and text.isascii() and text.isprintable()
 
 
 def plain(path: str, text: str) -> None:

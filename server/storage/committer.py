@@ -1,7 +1,8 @@
 """Group commit: many callers, one thread a worker that writes.
 
 Handed drafts from the event loop, it appends them to the log in groups. A draft whose caller waits is committed at
-once with whatever is queued; drafts nobody waits for ride along, or wait a few milliseconds for company. When the queue
+once with whatever is queued; drafts nobody waits for ride along, or wait a few milliseconds for company, except after
+a quiet time, when the first is committed at once. When the queue
 is full a draft is refused, never dropped: the caller of a decision is then told DECISION_NOT_RECORDED, everybody else
 is refused.
 """
@@ -22,6 +23,9 @@ from server.storage.record import Draft
 
 TICK_IDLE_US = 1_000_000
 FULL_PAUSE_S = 1.0
+DOZE_AFTER_S = 0.5
+BACKLOG_RECORDS = 256
+BACKLOG_WAIT_S = 0.005
 
 Receipts = asyncio.Future[list[Receipt]]
 
@@ -80,8 +84,9 @@ class GroupCommitter:
         self._wait_s = wait_ms / 1000
         self._queue_records_max = queue_records_max
         self._queue: deque[_Queued] = deque()
-        self._some = threading.Event()
-        self._urgent = threading.Event()
+        self._wake = threading.Event()
+        self._moved = threading.Event()  # a group was committed
+        self._is_dozing = True  # the thread has had nothing to do lately and waits to be woken
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._full_until = 0.0
@@ -109,10 +114,20 @@ class GroupCommitter:
         return len(self._queue)
 
     def offer(self, drafts: Sequence[Draft]) -> None:
-        """Queue drafts nobody waits for; the caller has asked accepting before. Cost: under 1 µs each."""
+        """Queue drafts nobody waits for; the caller has asked accepting before.
+
+        Cost: under 1 µs each; where the thread lags by BACKLOG_RECORDS, up to BACKLOG_WAIT_S of waiting for it.
+        """
         self._queue.extend([_Queued(draft, None, 0) for draft in drafts])
-        if not self._some.is_set():
-            self._some.set()
+        # A thread that committed lately looks by itself within wait_ms; waking it for each draft would cost the
+        # caller more than the draft.
+        if self._is_dozing:
+            self._wake.set()
+        if len(self._queue) > BACKLOG_RECORDS:
+            # A busy loop on the same core hardly ever lets the thread have the interpreter lock; here it must.
+            self._moved.clear()
+            self._wake.set()
+            self._moved.wait(BACKLOG_WAIT_S)
 
     def submit(self, drafts: Sequence[Draft]) -> Receipts:
         """Queue drafts and return the future of their receipts, in order; the commit begins at once.
@@ -129,8 +144,7 @@ class GroupCommitter:
         is_taken = not (self._failed or self._closing) and len(self._queue) < self._queue_records_max
         if is_taken:
             self._queue.extend([_Queued(draft, waiting, index) for index, draft in enumerate(drafts)])
-            self._urgent.set()
-            self._some.set()
+            self._wake.set()
         # Asked again: what was queued after a failing thread's last look at the queue is refused here.
         if self._failed or not is_taken:
             _resolve([waiting], LogUnavailableError("the log has failed, is being closed, or has a full queue"))
@@ -139,24 +153,25 @@ class GroupCommitter:
     def close(self) -> None:
         """Commit what is queued and end the thread."""
         self._closing = True
-        self._urgent.set()
-        self._some.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
+        last_commit = -DOZE_AFTER_S
         while not self._failed and (self._queue or not self._closing):
-            if not self._queue:
-                self._some.wait(TICK_IDLE_US / 1e6)
-            self._some.clear()
-            if not self._queue:
+            # The flag first and the queue after it: a draft that was queued before the flag is seen here.
+            self._is_dozing = time.monotonic() - last_commit >= DOZE_AFTER_S
+            if not (self._is_dozing and self._queue):
+                self._wake.wait(TICK_IDLE_US / 1e6 if self._is_dozing else self._wait_s)
+            self._wake.clear()
+            if self._queue:
+                last_commit = time.monotonic()
+            elif self._is_dozing:
                 self._append_tick()
-                continue
-            if not self._closing:
-                self._urgent.wait(self._wait_s)
-            self._urgent.clear()
             while self._queue and not self._failed:
                 self._commit([self._queue.popleft() for _ in range(min(GROUP_RECORDS_MAX, len(self._queue)))])
+                self._moved.set()
         # Nothing is left unless the log has failed; then nothing more may be acknowledged.
         left = [self._queue.popleft() for _ in range(len(self._queue))]
         self._deliver(left, LogUnavailableError("the log has failed"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lmdb
 
@@ -38,14 +38,9 @@ class LmdbStore:
         self._env.reader_check()
         self._tables = {table: self._env.open_db(table.value.encode()) for table in Table}
 
-    @contextmanager
-    def read(self) -> Iterator[LmdbSnapshot]:
+    def read(self) -> LmdbSnapshot:
         """See Store."""
-        txn = self._env.begin(buffers=True)
-        try:
-            yield LmdbSnapshot(txn, self._tables)
-        finally:
-            txn.abort()
+        return LmdbSnapshot(self._env.begin(buffers=True), self._tables)
 
     @contextmanager
     def write(self) -> Iterator[LmdbSnapshot]:
@@ -66,6 +61,12 @@ class LmdbSnapshot:
     def __init__(self, txn: Any, tables: dict[Table, Any]) -> None:
         self._txn = txn
         self._tables = tables
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._txn.abort()  # of reading; what was written has been committed by then
 
     def get(self, table: Table, key: bytes) -> memoryview | None:
         """See Snapshot."""

@@ -46,6 +46,7 @@ _SIZES = struct.Struct("<IB15x")  # bytes 44..64
 _FIXED_BODY = struct.Struct("<16s16s16s")
 _CRC = struct.Struct("<I")
 _TOMBSTONE = 1
+_HASHED_BYTES = 2_047
 
 
 class CorruptRecordError(Exception):
@@ -94,7 +95,7 @@ def body_of(draft: Draft, salt: bytes) -> tuple[bytes, bytes]:
     assert len(draft.subjects) <= SUBJECTS_MAX, "validation bounds identities"
     assert draft.head or draft.expected_head is None, "a head that is compared has a name"
     body = b"".join((_FIXED_BODY.pack(salt, draft.key, draft.payload_digest), *draft.subjects, draft.payload))
-    return body, hashlib.sha256(body).digest()
+    return body, _sha256(body)
 
 
 def seal(
@@ -138,7 +139,7 @@ def unseal(data: memoryview | bytes, offset: int = 0, previous_chain: bytes | No
     if flags & _TOMBSTONE:
         return Record(lsn, kind, time_us, b"", NO_KEY, NO_KEY, (), True, chain)
     body = record[HEADER_BYTES:]
-    if previous_chain is not None and hashlib.sha256(body).digest() != digest:
+    if previous_chain is not None and _sha256(body) != digest:
         raise CorruptRecordError(f"record {lsn} fails its digest")
     _, key, payload_digest = _FIXED_BODY.unpack_from(body)
     first = _FIXED_BODY.size
@@ -157,6 +158,19 @@ def offsets(block: memoryview | bytes) -> Iterator[int]:
     while offset < size:
         yield offset
         offset += _length_at(block, offset)
+
+
+def _sha256(data: bytes) -> bytes:
+    """Hash in pieces that keep the interpreter lock: from 2,048 bytes on hashlib lets go of it.
+
+    The committer would then wait for it up to a switch interval, for every record, while the event loop works.
+    """
+    if len(data) < _HASHED_BYTES:
+        return hashlib.sha256(data).digest()
+    view, digest = memoryview(data), hashlib.sha256()
+    for start in range(0, len(data), _HASHED_BYTES):
+        digest.update(view[start : start + _HASHED_BYTES])
+    return digest.digest()
 
 
 def _length_at(data: memoryview | bytes, offset: int) -> int:

@@ -117,7 +117,7 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
         for _ in range(count):
             is_open = is_free & ~np.isnan(worth)
             got = decisions.distributions[decisions.slot_blocks[slot] : decisions.slot_blocks[slot + 1]]
-            pick = int(decisions.chosen[slot])
+            _, pick, chosen_row, _ = decisions.slot_codes[slot].tolist()
             if not is_open.any():
                 assert pick == -1
                 assert not got.any()
@@ -127,7 +127,8 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
                     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
                 assert abs(got.sum() - 1.0) < 1e-9
                 assert not got[~is_open].any()
-                assert got[pick] == decisions.selection_probabilities[slot] > 0.0
+                assert got[pick] == decisions.slot_numbers[slot, 0] > 0.0
+                assert chosen_row == rows[pick]
                 is_free[pick] = False
             slot += 1
 

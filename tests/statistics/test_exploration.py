@@ -58,8 +58,8 @@ def drawn(
     for first in range(0, N_DRAWS, TOGETHER):
         some = everybody[first : first + TOGETHER]
         _, decisions = here.decisions([request] * len(some), 0, some, mode)
-        chosen.append(decisions.chosen.reshape(-1, n_slots))
-        chances.append(decisions.selection_probabilities.reshape(-1, n_slots))
+        chosen.append(decisions.slot_codes[:, 1].reshape(-1, n_slots))
+        chances.append(decisions.slot_numbers[:, 0].reshape(-1, n_slots))
         distributions.append(decisions.distributions.reshape(-1, n_slots, 4))
     return np.concatenate(chosen), np.concatenate(chances), np.concatenate(distributions)
 

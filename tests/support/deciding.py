@@ -19,7 +19,7 @@ from server.decisioning.decide import Decisions, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, Models, align, no_champion
-from server.decisioning.remember import remember
+from server.decisioning.remember import Views
 from server.profiles import repository
 from server.storage.memory import MemoryStore
 from server.tokens import TokenKey
@@ -114,11 +114,13 @@ class Desk:
         batch, decisions = self.decisions(requests, now_us, decision_keys, mode)
         names = self.catalog.actions.names
         answers = []
-        for q, remembered in enumerate(remember(batch, decisions, self.live, TOKEN_KEY)):
+        views = Views(batch, decisions, self.live)
+        for q in range(len(requests)):
+            reply_bytes = views.reply(q, TOKEN_KEY)
             answers.append(
                 Answer(
-                    DecideResponse.FromString(remembered.reply),
-                    DecisionRecord.FromString(remembered.record),
+                    DecideResponse.FromString(reply_bytes),
+                    DecisionRecord.FromString(views.record(q, reply_bytes)),
                     {
                         name: RefusalReason.Name(int(reason))
                         for name, reason in zip(names, decisions.reasons[q], strict=True)

@@ -131,10 +131,12 @@ def test_nothing_of_a_refused_request_reaches_the_next(
             loop, identities=[{"namespace": "customer_number", "value": "1"}], context={"hour": {"numberValue": 7}}
         )
         gather_request(gone, batch)
-        gather_profile(gone, batch, snapshot)  # and never added: refused after all
+        gather_profile(gone, batch, snapshot)
+        batch.discard()  # refused after all
         wrong = ask(loop, context={"hour": {"numberValue": 9}}, identities=[{"namespace": "x", "value": "1"}])
         with pytest.raises(TsugiError):
             gather_request(wrong, batch)
+        batch.discard()
         stranger = ask(loop, identities=[{"namespace": "customer_number", "value": "99"}])
         gather_request(stranger, batch)
         gather_profile(stranger, batch, snapshot)
@@ -217,13 +219,10 @@ def test_columns_lie_in_request_order(catalog: Catalog, loop: asyncio.AbstractEv
         batch.add(asked, seed=(1 << 64) - 1 - i, state_lsn=1)
     questions = batch.questions()
     greedy, mail = catalog.placement_rows["greedy"], catalog.placement_rows["mail"]
-    assert questions.ask_starts.tolist() == [0, 2, 3, 4]
-    assert questions.ask_placements.tolist() == [greedy, mail, greedy, greedy]
-    assert questions.ask_counts.tolist() == [2, 1, 1, 1]
-    assert questions.listing_rows.tolist() == [-1, 0, -1]
+    assert questions.heads.tolist() == [[2, EXPLORE, -1], [1, EXPLORE, 0], [1, EXPLORE, -1]]
+    assert questions.asks.tolist() == [[greedy, 2], [mail, 1], [greedy, 1], [greedy, 1]]
     assert questions.listings.shape == (1, 4)
     assert questions.seeds.tolist() == [(1 << 64) - 1 - i for i in range(3)]
-    assert questions.modes.tolist() == [EXPLORE] * 3
     assert questions.facts.shape[0] == 3
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.decisioning import reply
+from server.decisioning.wire import varint
 from tests.support import catalogs
 from tests.support.deciding import TOKEN_KEY
 from tsugi.v1.decision_pb2 import ChoiceReason, Degradation, Slot
@@ -110,7 +111,7 @@ def test_every_number_of_a_slot_arrives_to_the_last_bit(number: float) -> None:
 
 @given(st.one_of(st.integers(0, 1 << 63), st.integers(0, 63).map(lambda bits: 1 << bits)))
 def test_varint_is_what_protobuf_writes(number: int) -> None:
-    assert b"\x38" + reply.varint(number) == (DecideResponse(lsn=number).SerializeToString() or b"\x38\x00")
+    assert b"\x38" + varint(number) == (DecideResponse(lsn=number).SerializeToString() or b"\x38\x00")
 
 
 def test_what_a_catalog_keeps_serialised_is_the_beginning_of_its_slots() -> None:

@@ -115,8 +115,9 @@ class Desk:
             repository.save(txn, number.encode().ljust(16, b"\0"), profile, self.catalog.space, lsn)
             write_applied(txn, Applied(lsn, NOW_US, 0))
 
-    def records(self) -> list[DecisionRecord]:
-        """Return the decisions on record."""
+    async def records(self) -> list[DecisionRecord]:
+        """Return the decisions on record, when those just answered are."""
+        await asyncio.sleep(0)
         return [
             DecisionRecord.FromString(record.payload)
             for record in self.log.read(1)
@@ -150,7 +151,7 @@ async def test_requests_of_one_turn_are_each_answered_with_their_own_person() ->
     age = desk.catalog.space.index["profile.age"]
     by_id = {DecideResponse.FromString(reply).decision_id: i for i, reply in enumerate(replies)}
     assert len(by_id) == 40
-    for i, record in enumerate(desk.records()):
+    for i, record in enumerate(await desk.records()):
         assert np.frombuffer(record.facts)[age] == i
         assert record.profile_key.rstrip(b"\0") == f"p{i}".encode()
 
@@ -181,7 +182,7 @@ async def test_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     with pytest.raises(TsugiError) as refusal:
         desk.ask(timeout_s=0.0)
     assert refusal.value.reason == ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT
-    assert len(desk.records()) == 1
+    assert len(await desk.records()) == 1
 
 
 async def test_request_waits_for_its_lsn_and_then_sees_it() -> None:
@@ -194,7 +195,7 @@ async def test_request_waits_for_its_lsn_and_then_sees_it() -> None:
     reply = DecideResponse.FromString(await waiting)
     assert Degradation.DEGRADATION_PROFILE_STALE not in reply.degradations
     assert Degradation.DEGRADATION_PROFILE_UNKNOWN not in reply.degradations
-    assert [record.state_lsn for record in desk.records()] == [7]
+    assert [record.state_lsn for record in await desk.records()] == [7]
 
 
 async def test_request_waits_for_its_worker_to_serve_the_configuration_it_has_seen() -> None:
@@ -226,7 +227,7 @@ async def test_what_cannot_be_recorded_is_decided_without_exploring_and_says_so(
         )
         assert reply.decision_id, "an outcome for it can still be reported"
         assert all(slot.selection_probability == 1.0 / (4 - i) for i, slot in enumerate(reply.slots)), "all are equal"
-    assert desk.records() == []
+    assert await desk.records() == []
     assert await reason_of(desk.ask(decisionAck=DURABLE)) == "LOG_UNAVAILABLE"
     preview = await desk.decide(preview=True)
     assert Degradation.DEGRADATION_DECISION_NOT_RECORDED not in preview.degradations
@@ -238,10 +239,10 @@ async def test_durable_reply_waits_for_the_commit_and_states_its_lsn() -> None:
     for _ in range(3):
         await asyncio.sleep(0)
     assert not waiting.done()
-    assert desk.records() == []
+    assert await desk.records() == []
     desk.committer.commit()
     assert DecideResponse.FromString(await waiting).lsn == 1
-    assert len(desk.records()) == 1
+    assert len(await desk.records()) == 1
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ async def test_durable_reply_waits_for_the_commit_and_states_its_lsn() -> None:
 async def test_durable_decision_that_cannot_be_committed_is_refused(failure: Exception, reason: str) -> None:
     desk = Desk()
     waiting = desk.ask(decisionAck=DURABLE)
-    await asyncio.sleep(0)
+    await desk.committer.until_held(1)
     desk.committer.failure = failure
     desk.committer.commit()
     assert await reason_of(waiting) == reason
@@ -268,11 +269,11 @@ async def test_durable_twins_get_the_reply_of_the_one_that_was_committed() -> No
         desk.ask(requestId="twin", decisionAck=DURABLE, excludedActions=["action_0"]),
         desk.ask(requestId="twin", decisionAck=DURABLE),
     )
-    await asyncio.sleep(0)
+    await desk.committer.until_held(3)
     desk.committer.commit()
     assert await first == await second
     assert await reason_of(other) == "IDEMPOTENCY_KEY_REUSED"
-    assert len(desk.records()) == 1
+    assert len(await desk.records()) == 1
 
 
 async def test_request_id_is_answered_from_its_record_for_ever() -> None:
@@ -280,7 +281,7 @@ async def test_request_id_is_answered_from_its_record_for_ever() -> None:
     first = await desk.decide(requestId="again")
     assert await desk.decide(requestId="again") == first
     assert await reason_of(desk.ask(requestId="again", excludedActions=["action_0"])) == "IDEMPOTENCY_KEY_REUSED"
-    assert len(desk.records()) == 1
+    assert len(await desk.records()) == 1
     assert not (await desk.decide(requestId="again", preview=True)).decision_id
 
 
@@ -295,15 +296,29 @@ async def test_poisoned_request_fails_alone_and_its_neighbours_are_recorded_once
         desk.ask(atLeastLsn=5, requestId="waiting"),
         desk.ask(requestId="after"),
     ]
-    await asyncio.sleep(0)
+    await desk.committer.until_held(1)
     desk.committer.commit()
     with pytest.raises(RuntimeError):
         await asked[2]
     desk.know("somebody", 5)
     replies = [DecideResponse.FromString(await asked[i]) for i in (0, 1, 3, 4)]
     assert all(reply.slots[0].action for reply in replies)
-    assert len(desk.records()) == 4
-    assert len({record.decision_key for record in desk.records()}) == 4
+    assert len(await desk.records()) == 4
+    assert len({record.decision_key for record in await desk.records()}) == 4
+
+
+async def test_what_a_refused_request_said_is_not_known_of_its_neighbour() -> None:
+    desk = Desk()
+    desk.know("1", 1, age=30)
+    refused = [
+        desk.ask(identities=person("1"), context={"hour": {"numberValue": 7}}, excludedActions=["nowhere"]),
+        desk.ask(identities=[*person("1"), {"namespace": "x", "value": "1"}], context={"hour": {"numberValue": 9}}),
+    ]
+    stranger = desk.ask(identities=person("99"))
+    assert [await reason_of(one) for one in refused] == ["RESOURCE_NOT_FOUND"] * 2
+    await stranger
+    (record,) = await desk.records()
+    assert np.isnan(np.frombuffer(record.facts)[1:]).all()
 
 
 async def test_caller_that_has_gone_is_neither_decided_nor_recorded() -> None:
@@ -311,13 +326,13 @@ async def test_caller_that_has_gone_is_neither_decided_nor_recorded() -> None:
     gone, stays = desk.ask(), desk.ask()
     gone.cancel()
     await stays
-    assert len(desk.records()) == 1
+    assert len(await desk.records()) == 1
     late = desk.ask(atLeastLsn=5)
     await asyncio.sleep(0)
     late.cancel()
     desk.know("somebody", 5)
     await desk.decide(atLeastLsn=5)
-    assert len(desk.records()) == 2
+    assert len(await desk.records()) == 2
 
 
 class _Failing:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.storage import committer as committer_module
-from server.storage.committer import GroupCommitter, Receipts
+from server.storage.committer import BACKLOG_RECORDS, GroupCommitter, Receipts
 from server.storage.log import GROUP_RECORDS_MAX, Fate, LogFullError, LogUnavailableError, Receipt
 from server.storage.record import Draft
 from tests.support.faults import WAIT_S_MAX, FaultyLog, Gate, HastyCommitter, RecordsThenFailsError
@@ -110,13 +110,31 @@ async def test_nothing_submitted_is_settled_at_once(desk: Desk) -> None:
     assert desk.groups() == []
 
 
-async def test_offered_drafts_ride_along_with_a_waiting_one(desk: Desk) -> None:
-    committer = desk.start()
-    committer.offer(drafts(1, 2))
-    await until(lambda: not committer._some.is_set())  # the thread has seen them, and waits for company
-    (receipt,) = await settled(committer.submit(drafts(3)))
-    assert receipt.lsn == 3
-    assert desk.groups() == [[1, 2, 3]]
+async def test_offered_drafts_are_committed_no_later_than_one_that_waits(desk: Desk) -> None:
+    committer = desk.start(wait_ms=1_000 * WAIT_S_MAX)
+    await settled(committer.submit(drafts(1)))
+    committer.offer(drafts(2, 3))
+    (receipt,) = await settled(committer.submit(drafts(4)))
+    assert receipt.lsn == 4
+    assert [number for group in desk.groups() for number in group] == [1, 2, 3, 4]
+
+
+async def test_first_draft_offered_after_a_quiet_time_is_committed_at_once(desk: Desk) -> None:
+    committer = desk.start(wait_ms=1_000 * WAIT_S_MAX)
+    committer.offer(drafts(1))
+    await until(lambda: desk.log.tail().lsn == 1)
+
+
+async def test_offer_gives_a_thread_that_lags_its_turn_but_never_waits_for_long(desk: Desk) -> None:
+    gate = Gate()
+    committer = desk.start({1: gate})
+    committer.offer(drafts(1))
+    await asyncio.to_thread(gate.wait_until_reached)
+    many = range(2, 2 * BACKLOG_RECORDS)
+    committer.offer(drafts(*many))  # returns although the thread stands still
+    assert committer.queue_records == len(many)
+    gate.open()
+    await until(lambda: desk.log.tail().lsn == 1 + len(many))
 
 
 async def test_offered_drafts_alone_are_committed_after_their_wait(desk: Desk) -> None:
@@ -202,7 +220,7 @@ async def test_caller_who_comes_at_the_moment_of_failure_is_refused_too(desk: De
             if committer._thread.is_alive():
                 committer._queue = deque()
                 committer.offer(drafts(1))
-                committer._urgent.set()
+                committer._wake.set()
                 committer._thread.join(WAIT_S_MAX)
             super().extend(items)
 
