@@ -15,7 +15,9 @@ from typing import NoReturn
 import click
 
 from server import commands, config
-from server.files import Files
+from server.files import Files, OwnedError
+
+EXIT_OWNED = 75
 
 _CONFIG = click.option(
     "--config", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), envvar="TSUGI_CONFIG",
@@ -34,8 +36,14 @@ def main() -> None:
 def serve(path: Path | None) -> None:
     """Start the server and keep it up until SIGTERM."""
     settings = _settings(path)
+    files = Files.below(settings.data.dir)
     try:
-        Files.below(settings.data.dir).prepare_metrics()
+        files.create()
+        lock = files.own()
+        files.create_volatile()
+    except OwnedError as error:
+        click.echo(f"tsugi cannot start: data.dir: {files.root} is served by process {error.owner} already", err=True)
+        sys.exit(EXIT_OWNED)
     except OSError as error:
         _refuse(config.ConfigError([f"data.dir: {error}"]))
     from server import app, telemetry
@@ -46,6 +54,9 @@ def serve(path: Path | None) -> None:
     except app.RefusedStartError as error:
         click.echo(f"tsugi cannot start: {error}", err=True)
         sys.exit(error.exit_code)
+    finally:
+        files.remove_volatile()
+        lock.close()
 
 
 @main.command(hidden=True)

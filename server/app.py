@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Final, NamedTuple, TextIO
+from typing import Final, NamedTuple
 from wsgiref.simple_server import WSGIServer
 
 import lmdb
@@ -38,7 +37,6 @@ from server.storage.record import CorruptRecordError
 
 EXIT_DATA: Final = 65
 EXIT_STORAGE: Final = 74
-EXIT_OWNED: Final = 75
 EXIT_CONFIGURATION: Final = 78
 
 BACKOFF_S_MIN: Final = 0.1
@@ -80,7 +78,7 @@ class Supervisor:
     """Runs one server.
 
     Args:
-        settings: everything an operator chose.
+        settings: everything an operator chose; the caller owns their data directory.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -96,9 +94,9 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            RefusedStartError: directory, files or port cannot be used.
+            RefusedStartError: files or port cannot be used.
         """
-        self._lock = self._own_directory()
+        _refuse_open_kernel_cache()
         self._open_once()
         self._control = ControlPage(self._files.control)
         self._control.unlatch()
@@ -123,28 +121,6 @@ class Supervisor:
         if metrics is not None:
             metrics.shutdown()
         structlog.get_logger().info("stopped")
-
-    def _own_directory(self) -> TextIO:
-        """Make the data directory and become its only supervisor."""
-        _refuse_open_kernel_cache()
-        try:
-            self._files.create()
-            lock = self._files.lock.open("a+")
-        except OSError as error:
-            raise RefusedStartError(f"data.dir: {error}", EXIT_CONFIGURATION) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            raise RefusedStartError(
-                f"data.dir: {self._files.root} is served by process {owner} already", EXIT_OWNED
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._files.sweep_metrics()
-        return lock
 
     def _open_once(self) -> None:
         """Open log and state to see that they can be, making what is missing; state that cannot is rebuilt."""

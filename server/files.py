@@ -1,13 +1,36 @@
-"""Where everything of one server lies, below its data directory."""
+"""Where everything of one server lies, below its data directory.
+
+What lives only as long as the processes do (control page, metric files) is mapped by all of them and touched on their
+main loops; on a busy disk such a touch can wait for seconds. So it lies in memory, behind the link ``volatile``.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, TextIO
 
 from server.tokens import SECRET_BYTES
+
+MEMORY: Final = Path("/dev/shm")  # noqa: S108  # what is made there has a name nobody can foresee, and one reader
+
+_VOLATILE_PREFIX = "tsugi-"
+
+
+class OwnedError(Exception):
+    """Another process serves this data directory.
+
+    Attributes:
+        owner: its pid, as it wrote it.
+    """
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
 
 
 class Files(NamedTuple):
@@ -46,14 +69,19 @@ class Files(NamedTuple):
         return self.learner / "arrays.binpb"
 
     @property
+    def volatile(self) -> Path:
+        """What ends with the processes: a link into memory, or a folder where there is no memory to link to."""
+        return self.root / "volatile"
+
+    @property
     def metrics(self) -> Path:
         """Metric files of the running processes."""
-        return self.root / "metrics"
+        return self.volatile / "metrics"
 
     @property
     def control(self) -> Path:
         """The control page."""
-        return self.root / "control"
+        return self.volatile / "control"
 
     @property
     def lock(self) -> Path:
@@ -72,19 +100,50 @@ class Files(NamedTuple):
         if not self.secret.exists():
             _make_secret(self.secret)
 
-    def prepare_metrics(self) -> None:
-        """Make the folder of metric files and name it to this process and its children.
+    def own(self) -> TextIO:
+        """Become the only owner of the directory, for as long as the returned file is open.
+
+        Raises:
+            OwnedError: somebody else is.
+        """
+        lock = self.lock.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            lock.close()
+            raise OwnedError(owner) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def create_volatile(self) -> None:
+        """Make the volatile folder anew and name its metrics to this process and its children; by the owner alone.
 
         Before anything imports server.telemetry: the metrics library looks at its first import only.
         """
-        self.metrics.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.remove_volatile()
+        try:
+            target = tempfile.mkdtemp(prefix=_VOLATILE_PREFIX, dir=MEMORY)
+        except OSError:  # no such file system here, or not for us
+            self.volatile.mkdir(mode=0o700)
+        else:
+            self.volatile.symlink_to(target)
+        self.metrics.mkdir(mode=0o700)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.metrics)
 
-    def sweep_metrics(self) -> None:
-        """Remove the metric files of processes that are gone; by the one supervisor, before it starts another."""
-        for file in self.metrics.glob("*.db"):
-            if not file.stem.endswith(f"_{os.getpid()}"):
-                file.unlink()
+    def remove_volatile(self) -> None:
+        """Remove the volatile folder, also one that a killed owner left; by the owner alone, its roles ended."""
+        if self.volatile.is_symlink():
+            target = self.volatile.readlink()
+            # Whatever else a link may have been turned to is not ours to remove.
+            if target.parent == MEMORY and target.name.startswith(_VOLATILE_PREFIX):
+                shutil.rmtree(target, ignore_errors=True)
+            self.volatile.unlink()
+        elif self.volatile.exists():
+            shutil.rmtree(self.volatile)
 
     def read_secret(self) -> bytes:
         """Return the secret."""

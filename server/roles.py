@@ -1,7 +1,7 @@
 """The two roles this package has: the worker, which answers calls, and the projector, which keeps the state.
 
-Each is put together here from its parts and runs until it is told to stop. Both beat their heart from the loop that
-does the work, so a role that hangs falls silent.
+Each is put together here from its parts and runs until it is told to stop. A worker's heart beats from the loop that
+does the work, so that one that hangs falls silent; the projector's looks at whether its loop turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import uvloop
 from server import telemetry
 from server.catalog.catalog import Catalog
 from server.config import Settings
-from server.control import BEAT_S, ControlPage
+from server.control import BEAT_S, ControlPage, Heart
 from server.decisioning import live, service
 from server.decisioning.configuration import Configuration
 from server.decisioning.service import DecisionService
@@ -85,8 +85,9 @@ def run_projector(settings: Settings, place: Place) -> int:
     store = LmdbStore(files.state, settings.data.state_map_bytes)
     load_catalog = functools.partial(live.load_catalog, Blobs(files.registry))
     keeper = projector.Projector(log, store, load_catalog)
-    tell_ready()
-    projector.run(keeper, stop, functools.partial(control.beat, place.slot))
+    with Heart(functools.partial(control.beat, place.slot)) as heart:
+        tell_ready()
+        projector.run(keeper, stop, heart.turn)
     store.close()
     log.close()
     return 0

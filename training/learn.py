@@ -30,7 +30,7 @@ import structlog
 from server import telemetry
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
-from server.control import ControlPage
+from server.control import ControlPage, Heart
 from server.files import Files
 from server.registry.blobs import Blobs
 from server.storage.lmdb_log import LmdbLog
@@ -266,17 +266,17 @@ class Learner:
         self.saved_lsn = self.learned_lsn
 
 
-def run(learner: Learner, stop: threading.Event, beat: Callable[[], None]) -> None:
+def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> None:
     """Learn until told to stop, then publish and save; wait briefly whenever there is nothing new.
 
     Args:
         learner: closed when this returns or raises.
         stop: set by somebody else.
-        beat: called at least every few hundred milliseconds, to show that the loop turns.
+        turned: called at each turn of the loop, which may wait for the disk.
     """
     try:
         while not stop.is_set():
-            beat()
+            turned()
             n_records = learner.step()
             learner.publish_if_due()
             telemetry.LEARNED_LSN.set(learner.published_lsn)
@@ -351,8 +351,9 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: 
             publish_interval_s=publish_ms / 1000,
             snapshot_interval_s=snapshot_ms / 1000,
         )
-        click.echo("ready")  # the supervisor waits for a line from each role
-        run(learner, stop, functools.partial(ControlPage(files.control).beat, slot) if slot is not None else _no_beat)
+        with Heart(functools.partial(ControlPage(files.control).beat, slot) if slot is not None else _no_beat) as heart:
+            click.echo("ready")  # the supervisor waits for a line from each role
+            run(learner, stop, heart.turn)
     except (FolderOwnedError, EpochFencedError) as error:
         structlog.get_logger().error("learner_stopped", why=str(error))
         sys.exit(EXIT_OWNED)

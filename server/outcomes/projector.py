@@ -246,10 +246,10 @@ def _merge(profile: StoredProfile, source_record: SourceRecord, record: Record) 
     return True
 
 
-def run(projector: Projector, stop: threading.Event, beat: Callable[[], None], idle_wait_s: float = 0.002) -> None:
-    """Apply records until told to stop; wait briefly whenever there is nothing new."""
+def run(projector: Projector, stop: threading.Event, turned: Callable[[], None], idle_wait_s: float = 0.002) -> None:
+    """Apply records until told to stop; wait briefly whenever there is nothing new; tell each turn of the loop."""
     while not stop.is_set():
-        beat()
+        turned()
         n_applied = projector.step()
         telemetry.APPLIED_LSN.set(projector.applied.lsn)
         if n_applied == 0:

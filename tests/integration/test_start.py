@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from server.files import Files
 from tests.support import catalogs
 from tests.support.running import command, environment, processes_of, serving, until
 
@@ -147,7 +148,7 @@ def test_loopback_by_another_name_is_served(tmp_path: Path, address: str) -> Non
 def test_server_told_to_stop_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     with (tmp_path / "log.txt").open("wb") as log:
         starting = subprocess.Popen(command("serve"), stdout=log, stderr=log, env=environment(tmp_path / "data", {}))
-    control = tmp_path / "data" / "control"
+    control = Files.below(tmp_path / "data").control
     until(lambda: control.exists() or starting.poll() is not None, "it has begun to start roles")
     os.kill(starting.pid, signal.SIGTERM)
     assert starting.wait(RUN_S_MAX) in {0, -signal.SIGTERM}, (tmp_path / "log.txt").read_text()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from server.control import SLOTS_MAX, ControlPage
+from server import control
+from server.control import SLOTS_MAX, ControlPage, Heart
 
 
 @pytest.fixture
@@ -57,3 +59,27 @@ def test_page_has_its_blocks_from_the_start(tmp_path: Path) -> None:
     ControlPage(tmp_path / "control")
     status = (tmp_path / "control").stat()
     assert status.st_blocks * 512 >= status.st_size > 0
+
+
+def test_heart_beats_while_the_loop_waits_for_the_disk_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "BEAT_S", 0.001)
+    monkeypatch.setattr(control, "TURN_S_MAX", 0.1)
+    beats: list[float] = []
+    with Heart(lambda: beats.append(time.monotonic())) as heart:
+        until(lambda: len(beats) >= 5)  # the loop stands still meanwhile
+        time.sleep(0.15)  # longer than a turn may take
+        n_beats = len(beats)
+        time.sleep(0.02)
+        assert len(beats) <= n_beats + 1, "one may have been under way"
+        heart.turn()
+        until(lambda: len(beats) >= n_beats + 5)
+    n_beats = len(beats)
+    time.sleep(0.01)
+    assert len(beats) == n_beats
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30.0
+    while not condition():
+        assert time.monotonic() < ends, "it never came"
+        time.sleep(0.001)

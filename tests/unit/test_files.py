@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.files import Files
+from server import files as files_module
+from server.files import Files, OwnedError
 
 
 def mode(path: Path) -> int:
@@ -86,3 +87,62 @@ def test_secret_that_somebody_else_made_meanwhile_stands(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", traced_fsync)
     files.create()
     assert files.read_secret() == b"of the other one, which was here"
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the one in memory; and the environment is put back."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    monkeypatch.setattr(files_module, "MEMORY", folder)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    return folder
+
+
+def test_what_ends_with_the_processes_lies_in_memory_and_is_made_anew(tmp_path: Path, memory: Path) -> None:
+    files = Files.below(tmp_path / "data")
+    files.create()
+    files.create_volatile()
+    assert files.metrics.resolve().is_relative_to(memory)
+    assert os.environ["PROMETHEUS_MULTIPROC_DIR"] == str(files.metrics)
+    assert mode(files.volatile.resolve()) == mode(files.metrics) == 0o700
+    files.control.write_text("of an owner that was killed")
+    files.create_volatile()
+    assert not files.control.exists()
+    assert len(list(memory.iterdir())) == 1
+    files.remove_volatile()
+    files.remove_volatile()
+    assert list(memory.iterdir()) == []
+    assert not files.volatile.is_symlink()
+
+
+def test_without_memory_it_lies_in_the_data_directory(tmp_path: Path, memory: Path) -> None:
+    memory.rmdir()
+    files = Files.below(tmp_path / "data")
+    files.create()
+    for _ in range(2):
+        files.create_volatile()
+        assert files.metrics.is_dir()
+        assert not files.volatile.is_symlink()
+    files.remove_volatile()
+    assert not files.volatile.exists()
+
+
+@pytest.mark.parametrize("target", ["gone", "home"])
+def test_folder_of_somebody_else_behind_the_link_is_left_alone(tmp_path: Path, memory: Path, target: str) -> None:
+    files = Files.below(tmp_path / "data")
+    files.create()
+    (tmp_path / "home").mkdir()
+    files.volatile.symlink_to(tmp_path / target)
+    files.create_volatile()
+    assert (tmp_path / "home").is_dir()
+    assert files.volatile.readlink().parent == memory
+
+
+def test_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    files = Files.below(tmp_path)
+    with files.own():
+        with pytest.raises(OwnedError) as refusal:
+            files.own()
+        assert refusal.value.owner == str(os.getpid())
+    files.own().close()
