@@ -168,6 +168,7 @@ class Ingest:
             raise TsugiError(
                 ErrorReason.ERROR_REASON_ACTION_NOT_IN_DECISION,
                 f"action: the decision did not choose {request.action[:64]!r}; report an action of its slots",
+                field="action",
                 action=request.action[:64],
             )
         if outcome.occurrence_time_us < decision.now_us - CLOCK_SKEW_US:

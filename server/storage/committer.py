@@ -10,6 +10,7 @@ is refused.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import deque
@@ -158,6 +159,9 @@ class GroupCommitter:
             self._thread.join()
 
     def _run(self) -> None:
+        # A worker runs under SCHED_BATCH, where a wake-up interrupts nobody. This thread would then work in the pauses
+        # of the loop alone and hold up the request that ends them: a lone call's median is a quarter longer.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         last_commit = -DOZE_AFTER_S
         while not self._failed and (self._queue or not self._closing):
             # The flag first and the queue after it: a draft that was queued before the flag is seen here.

@@ -230,7 +230,7 @@ def test_bad_outcome_is_refused_alone_and_in_a_batch(
 
 def test_outcome_of_an_action_that_was_not_chosen_is_refused(wire: Wire, world: World) -> None:
     other = "action_1" if world.action == "action_0" else "action_0"
-    check(wire.ask("ReportOutcome", request("ReportOutcome", world, action=other)), "ACTION_NOT_IN_DECISION", "")
+    check(wire.ask("ReportOutcome", request("ReportOutcome", world, action=other)), "ACTION_NOT_IN_DECISION", "action")
 
 
 @cases(RECORD)

@@ -182,8 +182,8 @@ async def test_same_outcome_id_of_another_decision_is_another_outcome(desk: Desk
         (click(type="order", value=math.nan), "FIELD_INVALID", "value"),
         (click(type="order", value=math.inf), "FIELD_INVALID", "value"),
         (click(value=0.5), "FIELD_INVALID", "value"),
-        (click(action="action_3"), "ACTION_NOT_IN_DECISION", ""),
-        (click(action=""), "ACTION_NOT_IN_DECISION", ""),
+        (click(action="action_3"), "ACTION_NOT_IN_DECISION", "action"),
+        (click(action=""), "ACTION_NOT_IN_DECISION", "action"),
         (
             click(occurrence_time=datetime.fromtimestamp((START_US - CLOCK_SKEW_US - 1_000_000) / 1e6, UTC)),
             "TIME_OUT_OF_RANGE",
