@@ -4,7 +4,8 @@ The reply comes first and alone, because somebody waits for it. Columns are turn
 a batch and sliced; what depends on catalog and live set was serialised with them. A property test parses both views and
 holds them against each other and against the columns.
 
-Cost sketch at 100 candidates and three slots, tight: a reply 7 µs with its token, a record 7.
+Cost sketch at 100 candidates and three slots, 16 together: a reply 15 µs with its token, a record 14 and its share of
+turning the columns into bytes 3; alone twice that.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ the end of its own turn and never waits for company. Gathering reads clock, prof
 decides; replies are sent, and after them the records are made and queued for the next group commit. A request that is
 wrong fails alone.
 
-Cost sketch of one Decide over 100 candidates in a hot loop: gather 8 µs, core 20 to 35, reply 7, record 7.
+Cost sketch of one Decide over 100 candidates, 16 decided together: gather 31 µs, core 38, reply 16, record 20. Alone it
+is 59, 106, 37 and 39: what runs once in a long while runs out of cold caches.
 """
 
 from __future__ import annotations

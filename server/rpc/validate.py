@@ -43,7 +43,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def decide_request(request: DecideRequest) -> None:
-    """Check a DecideRequest. Cost: about 3 µs for a usual one."""
+    """Check a DecideRequest. Cost: about 4 µs for a usual one."""
     if request.profile_id:
         profile_id(request.profile_id)
     given = request.identities
