@@ -62,20 +62,33 @@ def test_page_has_its_blocks_from_the_start(tmp_path: Path) -> None:
 
 
 def test_heart_beats_while_the_loop_waits_for_the_disk_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "BEAT_S", 0.001)
-    monkeypatch.setattr(control, "TURN_S_MAX", 0.1)
+    now_s = 0.0
     beats: list[float] = []
-    with Heart(lambda: beats.append(time.monotonic())) as heart:
-        until(lambda: len(beats) >= 5)  # the loop stands still meanwhile
-        time.sleep(0.15)  # longer than a turn may take
-        n_beats = len(beats)
-        time.sleep(0.02)
-        assert len(beats) <= n_beats + 1, "one may have been under way"
-        heart.turn()
-        until(lambda: len(beats) >= n_beats + 5)
-    n_beats = len(beats)
-    time.sleep(0.01)
-    assert len(beats) == n_beats
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    heart = Heart(lambda: beats.append(now_s))
+
+    class TenSecondsEach:
+        """Stands for the event that ends the heart: each wait takes ten seconds; the loop turns in the fifth."""
+
+        def wait(self, _timeout: float) -> bool:
+            nonlocal now_s
+            now_s += 10.0
+            if now_s == 50.0:
+                heart.turn()
+            return now_s > 100.0
+
+    monkeypatch.setattr(heart, "_ended", TenSecondsEach())
+    heart._run()
+    assert beats == [10.0, 20.0, 50.0, 60.0, 70.0]
+
+
+def test_heart_beats_at_once_and_on_and_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "BEAT_S", 0.001)
+    beats: list[None] = []
+    with Heart(lambda: beats.append(None)) as heart:
+        assert beats, "before the role says that it is ready"
+        until(lambda: len(beats) >= 5)
+    assert not heart._thread.is_alive()
 
 
 def until(condition: Callable[[], bool]) -> None:
