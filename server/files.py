@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,8 +18,6 @@ from typing import Final, NamedTuple, TextIO
 from server.tokens import SECRET_BYTES
 
 MEMORY: Final = Path("/dev/shm")  # noqa: S108  # what is made there has a name nobody can foresee, and one reader
-
-_VOLATILE_PREFIX = "tsugi-"
 
 
 class OwnedError(Exception):
@@ -126,7 +125,7 @@ class Files(NamedTuple):
         """
         self.remove_volatile()
         try:
-            target = tempfile.mkdtemp(prefix=_VOLATILE_PREFIX, dir=MEMORY)
+            target = tempfile.mkdtemp(prefix=self._volatile_prefix, dir=MEMORY)
         except OSError:  # no such file system here, or not for us
             self.volatile.mkdir(mode=0o700)
         else:
@@ -138,12 +137,17 @@ class Files(NamedTuple):
         """Remove the volatile folder, also one that a killed owner left; by the owner alone, its roles ended."""
         if self.volatile.is_symlink():
             target = self.volatile.readlink()
-            # Whatever else a link may have been turned to is not ours to remove.
-            if target.parent == MEMORY and target.name.startswith(_VOLATILE_PREFIX):
+            # Whatever else a link may lead to is not ours to remove: in a copy of the directory of a running server it
+            # leads to what that one uses.
+            if target.parent == MEMORY and target.name.startswith(self._volatile_prefix):
                 shutil.rmtree(target, ignore_errors=True)
             self.volatile.unlink()
         elif self.volatile.exists():
             shutil.rmtree(self.volatile)
+
+    @property
+    def _volatile_prefix(self) -> str:
+        return f"tsugi-{hashlib.blake2b(bytes(self.root), digest_size=8).hexdigest()}-"
 
     def read_secret(self) -> bytes:
         """Return the secret."""

@@ -2,9 +2,8 @@
 
 Handed drafts from the event loop, it appends them to the log in groups. A draft whose caller waits is committed at
 once with whatever is queued; drafts nobody waits for ride along, or wait a few milliseconds for company, except after
-a quiet time, when the first is committed at once. When the queue
-is full a draft is refused, never dropped: the caller of a decision is then told DECISION_NOT_RECORDED, everybody else
-is refused.
+a quiet time, when the first is committed at once. When the queue is full a draft is refused, never dropped: the caller
+of a decision is then told DECISION_NOT_RECORDED, everybody else is refused.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from server import control
 from server.control import SLOTS_MAX, ControlPage, Heart
+from tests.support.running import until
 
 
 @pytest.fixture
@@ -87,12 +87,5 @@ def test_heart_beats_at_once_and_on_and_ends_with_its_block(monkeypatch: pytest.
     beats: list[None] = []
     with Heart(lambda: beats.append(None)) as heart:
         assert beats, "before the role says that it is ready"
-        until(lambda: len(beats) >= 5)
+        until(lambda: len(beats) >= 5, "it beats on")
     assert not heart._thread.is_alive()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30.0
-    while not condition():
-        assert time.monotonic() < ends, "it never came"
-        time.sleep(0.001)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,20 @@ def test_folder_of_somebody_else_behind_the_link_is_left_alone(tmp_path: Path, m
     files.create_volatile()
     assert (tmp_path / "home").is_dir()
     assert files.volatile.readlink().parent == memory
+
+
+def test_start_on_a_copy_leaves_what_the_running_server_uses(tmp_path: Path, memory: Path) -> None:
+    running, copy = Files.below(tmp_path / "data"), Files.below(tmp_path / "copy")
+    running.create()
+    running.create_volatile()
+    running.control.touch()
+    shutil.copytree(running.root, copy.root, symlinks=True)
+    copy.create_volatile()
+    assert running.control.exists()
+    assert copy.volatile.readlink() != running.volatile.readlink()
+    copy.remove_volatile()
+    running.remove_volatile()
+    assert list(memory.iterdir()) == []
 
 
 def test_directory_has_one_owner_at_a_time(tmp_path: Path) -> None:
