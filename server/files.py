@@ -92,12 +92,18 @@ class Files(NamedTuple):
         """The secret that signs decision ids."""
         return self.root / "keys" / "decision_id.key"
 
+    @property
+    def receipt_key(self) -> Path:
+        """The private key that signs receipts of erasures."""
+        return self.root / "keys" / "receipt.key"
+
     def create(self) -> None:
-        """Make the folders, for this account alone, and the secret when there is none."""
+        """Make the folders, for this account alone, and the secrets that are missing."""
         for folder in (self.root, self.registry, self.learner, self.secret.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self.secret.exists():
-            _make_secret(self.secret)
+        for secret in (self.secret, self.receipt_key):
+            if not secret.exists():
+                _make_secret(secret)
 
     def own(self) -> TextIO:
         """Become the only owner of the directory, for as long as the returned file is open.

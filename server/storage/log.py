@@ -110,6 +110,22 @@ class Log(Protocol):
             CorruptRecordError: the record fails its checksum.
         """
 
+    def erase(self, lsns: Sequence[int]) -> int:
+        """Replace records by tombstones and forget what they said and whom they were about; return how many were new.
+
+        Place, kind and log time stay, the chain still verifies, and find() still leads from their keys to their LSNs:
+        a request is known for ever. In groups of at most 64: when it returns, all are on disk; when it raises, some
+        groups may be, and to erase the same records again goes on from there.
+
+        Args:
+            lsns: of records in the log, any order and number. Those erased before are skipped. One that heads a chain
+                of changes is the programmer's fault.
+
+        Raises:
+            LogFullError, LogUnavailableError: as for append.
+            CorruptRecordError: a record cannot be read.
+        """
+
     def find(self, key: bytes) -> KeyEntry | None:
         """Return where the record with this key stands."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from server.storage.log import GROUP_RECORDS_MAX, READ_RECORDS_MAX, Fate, KeyEntry, Receipt, Tail
-from server.storage.record import CHAIN_START, NO_KEY, Draft, Record, body_of, seal, unseal
+from server.storage.record import CHAIN_START, NO_KEY, Draft, Record, body_of, seal, tombstone, unseal
 from server.storage.store import Table
 from tsugi.log.v1.record_pb2 import RecordKind
 
@@ -66,6 +65,22 @@ class MemoryLog:
     def tail(self) -> Tail:
         """See Log."""
         return self._tail
+
+    def erase(self, lsns: Sequence[int]) -> int:
+        """See Log."""
+        wanted = sorted(set(lsns))
+        assert not wanted or (wanted[0] >= 1 and wanted[-1] <= len(self._records)), (
+            "only what was recorded can be erased"
+        )
+        assert not set(wanted) & set(self._heads.values()), "a record in force is not erased"
+        n_erased = 0
+        for lsn in wanted:
+            record = unseal(self._records[lsn - 1])
+            for subject in dict.fromkeys(record.subjects):
+                self._subjects[subject].remove(lsn)
+            self._records[lsn - 1] = tombstone(self._records[lsn - 1])
+            n_erased += not record.is_tombstone
+        return n_erased
 
     def verify(self) -> Tail:
         """See Log."""
@@ -128,13 +143,13 @@ class _MemoryTransaction:
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self._tables[table].get(key)
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, table: Table, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         rows = self._tables[table]
-        keys = sorted(rows)
-        for key in keys[bisect_left(keys, prefix) :]:
-            if not key.startswith(prefix):
-                return
-            yield key, rows[key]
+        for key in sorted((key for key in rows if key.startswith(prefix)), reverse=reverse):
+            if not start or (key <= start if reverse else key >= start):
+                yield key, rows[key]
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         assert 1 <= len(key) <= 511, "keys are 1 to 511 bytes on every engine"

@@ -148,6 +148,19 @@ def unseal(data: memoryview | bytes, offset: int = 0, previous_chain: bytes | No
     return Record(lsn, kind, time_us, payload, key, payload_digest, subjects, False, chain)
 
 
+def tombstone(data: bytes) -> bytes:
+    """Return what stands in a record's place once it is erased: its header, flagged; a tombstone's is itself.
+
+    Place, kind, digest and chain stay, so that the chain verifies. What is gone: body, key, payload digest, subjects.
+    """
+    header = bytearray(data[:HEADER_BYTES])
+    _CRC.pack_into(header, 0, HEADER_BYTES)
+    header[7] |= _TOMBSTONE
+    crc = google_crc32c.extend(google_crc32c.value(bytes(header[:40])), bytes(header[44:]))
+    _CRC.pack_into(header, 40, crc)
+    return bytes(header)
+
+
 def offsets(block: memoryview | bytes) -> Iterator[int]:
     """Yield where each record of a block starts.
 

@@ -15,12 +15,24 @@ from typing import Protocol
 class Table(Enum):
     """The tables of the state store."""
 
-    META = "meta"  # applied LSN, catalog in force
+    META = "meta"  # applied LSN, catalog in force, how far the last sweep came
     PROFILES = "profiles"  # profile key → flat profile record
-    IDENTITIES = "identities"  # identity key → profile key
-    CONTACTS = "contacts"  # profile key + action → StoredContact
+    IDENTITIES = "identities"  # identity key → key of the profile it leads to
+    NODES = "nodes"  # identity key → StoredNode
+    PARTS = "parts"  # identity key → StoredPart
+    OWNERS = "owners"  # profile key, also a former one → identity key of the node that begins it
+    TIMELINE = "timeline"  # identity key + instant + LSN + serial → tsugi.v1.Touchpoint
+    BLOCKS = "blocks"  # block key + identity key → empty: candidates for matching
+    REVIEWS = "reviews"  # falling weight + two identity keys → empty: pairs that may be one person
+    CONTACTS = "contacts"  # identity key + action → StoredContact
     IMPRESSIONS = "impressions"  # decision LSN + action → empty: this contact is counted
     PARKED = "parked"  # decision key + LSN → empty: an outcome that came before its decision
+    SEGMENTS = "segments"  # segment + 0 + profile key → instant entered
+    STAGES = "stages"  # profile key → stage of the journey
+    TIMERS = "timers"  # instant + profile key → empty: then something changes by the passing of time
+    DUE = "due"  # profile key → the instant of its timer
+    SOURCES = "sources"  # source → StoredSource
+    ERASURES = "erasures"  # erasure key → StoredErasure
     QUARANTINE = "quarantine"  # LSN → why a record was not applied
 
 
@@ -30,8 +42,17 @@ class Snapshot(Protocol):
     def get(self, table: Table, key: bytes) -> memoryview | bytes | None:
         """Return the value under key. Cost: about 1 µs, page warm."""
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield copies of all pairs whose key starts with prefix, by key ascending."""
+    def scan(
+        self, table: Table, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield copies of all pairs whose key starts with prefix, by key ascending.
+
+        Args:
+            table: which.
+            prefix: of the keys.
+            start: where to begin, a key that starts with prefix, there or not; empty: at the first.
+            reverse: by key descending, from start or from the last on.
+        """
 
 
 class Transaction(Snapshot, Protocol):

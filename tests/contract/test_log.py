@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from server.storage.generations import is_made
 from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
 from server.storage.log import GROUP_RECORDS_MAX, Fate, Log, LogFullError, LogUnavailableError, follow
 from server.storage.memory import MemoryLog
-from server.storage.record import Draft, Record
+from server.storage.record import CorruptRecordError, Draft, Record
 from tests.support.damage import editing
 from tests.support.faults import WAIT_S_MAX
 from tsugi.log.v1.record_pb2 import RecordKind
@@ -226,6 +231,197 @@ def test_follow_yields_everything_to_the_present_end(log: Log) -> None:
     for first in range(1, 5_000, 250):
         log.append([draft(i) for i in range(first, first + 250)], NOW_US)
     assert [record.lsn for record in follow(log, 700)] == list(range(700, 5_001))
+
+
+def test_erased_record_is_a_tombstone_and_all_others_stand(log: Log) -> None:
+    anna, berta = key_of(1000), key_of(1001)
+    log.append([draft(1, subjects=(anna,)), draft(2, subjects=(berta, anna)), draft(3, subjects=(berta,))], NOW_US)
+    log.append([draft(4, subjects=(anna, anna), payload_digest=key_of(9)), draft(5)], NOW_US + 1)
+    before, tail = log.read(1), log.tail()
+    assert log.erase([4, 2]) == 2
+    for record, old in zip(log.read(1), before, strict=True):
+        if record.lsn in {2, 4}:
+            assert record == old._replace(
+                payload=b"", key=bytes(16), payload_digest=bytes(16), subjects=(), is_tombstone=True
+            )
+        else:
+            assert record == old
+        assert log.get(record.lsn) == record
+    assert log.verify() == log.tail() == tail
+    assert (log.about(anna), log.about(berta)) == ([1], [3])
+
+
+def test_request_whose_record_was_erased_is_known_for_ever(log: Log) -> None:
+    log.append([draft(1, payload_digest=key_of(9)), draft(2)], NOW_US)
+    log.erase([1])
+    assert log.find(key_of(1)) == (1, key_of(9))
+    assert fates(log, draft(1, payload_digest=key_of(9))) == [(Fate.DUPLICATE, 1)]
+    assert fates(log, draft(1, b"other", payload_digest=key_of(8)), draft(3)) == [
+        (Fate.KEY_REUSED, 1),
+        (Fate.RECORDED, 3),
+    ]
+    assert log.verify().lsn == 3
+
+
+def test_erasing_again_erases_only_what_is_new(log: Log) -> None:
+    log.append([draft(i) for i in range(1, 9)], NOW_US)
+    assert log.erase([]) == 0
+    assert log.erase([7, 3, 3]) == 2
+    assert log.erase([3, 7]) == 0
+    assert log.erase(range(1, 9)) == 6
+    assert log.erase(range(1, 9)) == 0
+    assert all(record.is_tombstone for record in log.read(1))
+    assert log.verify() == log.tail()
+
+
+def test_any_number_of_records_in_blocks_of_any_size_is_erased(log: Log) -> None:
+    sizes = [10, 600_000, 600_000, 10, 2_000_000, 10, 300_000, 900_000]
+    log.append([draft(i, bytes(size), subjects=(key_of(9),)) for i, size in enumerate(sizes, 1)], NOW_US)
+    for first in range(1_000, 1_600, 200):
+        log.append([draft(first + i, subjects=(key_of(9),)) for i in range(200)], NOW_US)
+    log.append([draft(2_000)], NOW_US)
+    kept = {1, 4, 300}
+    assert log.erase([lsn for lsn in reversed(log.about(key_of(9))) if lsn not in kept]) == 605
+    assert log.about(key_of(9)) == sorted(kept)
+    assert {record.lsn for record in log.read(1) if not record.is_tombstone} == {*kept, 609}
+    assert log.verify().lsn == 609
+
+
+def test_what_is_not_recorded_or_in_force_is_never_erased(log: Log) -> None:
+    log.append([draft(1), draft(2, head="catalog"), draft(3, head="catalog")], NOW_US)
+    for lsns in ([0], [1, 4], [-1, 2]):
+        with pytest.raises(AssertionError, match="only what was recorded"):
+            log.erase(lsns)
+    with pytest.raises(AssertionError, match="in force"):
+        log.erase([1, 3])
+    assert not any(record.is_tombstone for record in log.read(1))
+
+
+def test_no_transaction_erases_more_than_64_records(open_lmdb: Callable[[], LmdbLog]) -> None:
+    log = open_lmdb()
+    log.append([draft(i) for i in range(1, 201)], NOW_US)
+    n_transactions = log._env.info()["last_txnid"]
+    assert log.erase(range(1, 131)) == 130
+    assert log._env.info()["last_txnid"] - n_transactions == 3
+
+
+def test_erasing_a_damaged_record_is_refused_and_says_which(open_lmdb: Callable[[], LmdbLog], tmp_path: Path) -> None:
+    log = open_lmdb()
+    for first in (1, 5, 9):
+        log.append([draft(first + i, subjects=(key_of(900),)) for i in range(4)], NOW_US)
+    log.close()
+    with editing(tmp_path / "log") as tables:
+        tables.txn.delete((5).to_bytes(8, "big"), db=tables.blocks)
+        last = bytearray(tables.txn.get((9).to_bytes(8, "big"), db=tables.blocks) or b"")
+        last[-1] ^= 1
+        tables.txn.put((9).to_bytes(8, "big"), bytes(last), db=tables.blocks)
+    log = open_lmdb()
+    for lsns, fault in (([2, 5, 7], "record 5 is missing"), ([12], "CRC32C")):
+        with pytest.raises(CorruptRecordError, match=fault):
+            log.erase(lsns)
+    assert log.about(key_of(900)) == list(range(1, 13))
+    assert log.erase([1, 4, 9, 10]) == 4  # the neighbours of a damaged one are not harmed
+
+
+def test_compacted_log_is_the_same_log(open_lmdb: Callable[[], LmdbLog], tmp_path: Path) -> None:
+    log = open_lmdb()
+    log.append([draft(i, bytes(100_000), subjects=(key_of(900),)) for i in range(1, 101)], NOW_US)
+    log.append([draft(101, head="catalog"), draft(102, head="role/champion", subjects=(key_of(901),))], NOW_US + 3)
+    log.erase([5, 50])
+    n_before = (tmp_path / "log" / "data.mdb").stat().st_size
+
+    def seen() -> object:
+        log.verify()
+        about = log.about(key_of(900)), log.about(key_of(901))
+        heads = log.head("catalog"), log.head("role/champion"), log.head("never")
+        return log.log_id, log.tail(), log.read(1), about, heads, [log.find(key_of(i)) for i in range(104)]
+
+    before = seen()
+    for generation in (1, 2, 3):
+        log.compact()
+        assert seen() == before
+        assert [path.name for path in (tmp_path / "log").glob("0*")] == [f"{generation:010d}"]
+        assert not (tmp_path / "log" / "data.mdb").exists()
+    assert (tmp_path / "log" / "0000000003" / "data.mdb").stat().st_size < n_before
+    log = open_lmdb()
+    assert seen() == before
+    assert fates(log, draft(5), draft(103)) == [(Fate.DUPLICATE, 5), (Fate.RECORDED, 103)]
+    assert open_lmdb().verify().lsn == 103
+
+
+def test_log_is_said_to_be_there_once_it_is_made_in_whatever_generation(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    assert not is_made(folder)
+    folder.mkdir()
+    assert not is_made(folder)
+    log = LmdbLog(folder, MAP_BYTES)
+    assert is_made(folder)
+    log.compact()
+    assert is_made(folder)
+    log.close()
+
+
+def test_empty_log_is_compacted_and_begun(open_lmdb: Callable[[], LmdbLog]) -> None:
+    log = open_lmdb()
+    log_id = log.log_id
+    log.compact()
+    assert fates(log, draft(1)) == [(Fate.RECORDED, 1)]
+    assert open_lmdb().log_id == log_id
+
+
+def test_files_of_a_compaction_are_let_go_by_who_only_keeps_house(open_lmdb: Callable[[], LmdbLog]) -> None:
+    log = open_lmdb()
+    idle = log._generations.now
+    log.compact()
+    log._generations.now = idle  # as in a process that has made no call since
+    log.check_readers()
+    assert log._generations.now.number == 1
+
+
+def test_log_of_a_later_build_is_refused_in_any_generation(open_lmdb: Callable[[], LmdbLog], tmp_path: Path) -> None:
+    log = open_lmdb()
+    log.compact()
+    log.close()
+    with editing(tmp_path / "log") as tables:
+        tables.txn.put(b"schema", (2).to_bytes(8, "big"), db=tables.meta)
+    for writable in (True, False):
+        with pytest.raises(SchemaTooNewError, match="schema 2"):
+            LmdbLog(tmp_path / "log", MAP_BYTES, writable=writable)
+
+
+HISTORIES = st.lists(
+    st.one_of(
+        st.lists(st.tuples(st.integers(1, 12), st.sampled_from([0, 30, 3_000, 1_100_000])), min_size=1, max_size=5),
+        st.sets(st.integers(1, 30), max_size=8),
+        st.just("compact"),
+    ),
+    max_size=10,
+)
+
+
+@pytest.mark.slow
+@given(HISTORIES)
+@settings(max_examples=max(1, settings().max_examples // 2))
+def test_lmdb_erases_and_compacts_as_memory_forgets(history: list[list[tuple[int, int]] | set[int] | str]) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="tsugi-log-"))
+    memory, lmdb_log = MemoryLog(), LmdbLog(folder, MAP_BYTES)
+    for step in history:
+        if isinstance(step, str):
+            lmdb_log.compact()
+        elif isinstance(step, set):
+            lsns = [lsn for lsn in step if lsn <= memory.tail().lsn]
+            assert lmdb_log.erase(lsns) == memory.erase(lsns)
+        else:
+            group = [draft(number, bytes(size), subjects=(key_of(number % 3),)) for number, size in step]
+            assert lmdb_log.append(group, NOW_US) == memory.append(group, NOW_US)
+        chainless = [[record._replace(chain=b"") for record in log.read(1)] for log in (memory, lmdb_log)]
+        assert chainless[0] == chainless[1]
+        for number in range(13):
+            assert lmdb_log.find(key_of(number)) == memory.find(key_of(number))
+            assert lmdb_log.about(key_of(number)) == memory.about(key_of(number))
+    assert lmdb_log.verify()[:2] == memory.verify()[:2]
+    lmdb_log.close()
+    shutil.rmtree(folder)
 
 
 def test_reopened_log_is_the_same_log(open_lmdb: Callable[[], LmdbLog]) -> None:

@@ -184,6 +184,44 @@ def test_reopened_store_is_the_same_state(tmp_path: Path) -> None:
     store.close()
 
 
+def test_compacted_store_is_the_same_state_and_older_snapshots_last(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "state", MAP_BYTES)
+    fill(store, *((b"%03d" % number, bytes(100_000)) for number in range(100)))
+    fill(store, (b"a", b"1"), (b"a\xff", b""), table=Table.CONTACTS)
+    with store.write() as txn:
+        write_applied(txn, Applied(7, 8, 9))
+    before = _dump(store, b"a")
+    old = store.read()
+    for generation in (1, 2):
+        store.compact()
+        assert _dump(store, b"a") == before
+        assert [path.name for path in (tmp_path / "state").glob("0*")] == [f"{generation:010d}"]
+        assert not (tmp_path / "state" / "data.mdb").exists()
+    fill(store, (b"000", b"new"))
+    with old as snapshot:
+        assert read_applied(snapshot) == Applied(7, 8, 9)
+        assert len(rows(snapshot)) == 100
+        assert rows(snapshot)[0] == (b"000", bytes(100_000))
+    with store.read() as snapshot:
+        assert rows(snapshot)[0] == (b"000", b"new")
+    store.close()
+    store = LmdbStore(tmp_path / "state", MAP_BYTES)
+    with store.read() as snapshot:
+        assert rows(snapshot)[0] == (b"000", b"new")
+        assert read_applied(snapshot) == Applied(7, 8, 9)
+    store.close()
+
+
+def test_files_of_a_compaction_are_let_go_by_who_only_keeps_house(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "state", MAP_BYTES)
+    idle = store._generations.now
+    store.compact()
+    store._generations.now = idle  # as in a process that has read nothing since
+    store.check_readers()
+    assert store._generations.now.number == 1
+    store.close()
+
+
 KEYS = st.binary(min_size=1, max_size=3)
 CHANGES = st.lists(
     st.tuples(st.sampled_from(list(Table)), KEYS, st.one_of(st.none(), st.binary(max_size=40))), max_size=12
@@ -225,3 +263,22 @@ def _apply(store: Store, changes: list[tuple[Table, bytes, bytes | None]], *, is
 def _dump(store: Store, prefix: bytes) -> list[list[tuple[bytes, bytes]]]:
     with store.read() as snapshot:
         return [rows(snapshot, table, part) for table in Table for part in (b"", prefix)]
+
+
+def test_scan_begins_where_it_is_told_and_goes_either_way(store: Store) -> None:
+    keys = [b"a", b"a\x00", b"a\xff", b"a\xff\xff", b"b", b"b1", b"\xff", b"\xff\xff"]
+    with store.write() as txn:
+        for key in keys:
+            txn.put(Table.META, key, key)
+    ordered = sorted(keys)
+    starts = [*ordered, b"a\x00\x00", b"a\xfe", b"b0", b"b2"]
+    with store.read() as snapshot:
+        for prefix in (b"", b"a", b"a\xff", b"b", b"\xff", b"c"):
+            within = [key for key in ordered if key.startswith(prefix)]
+            assert [key for key, _ in snapshot.scan(Table.META, prefix)] == within
+            assert [key for key, _ in snapshot.scan(Table.META, prefix, reverse=True)] == within[::-1]
+            for start in (start for start in starts if start.startswith(prefix)):
+                forth = [key for key, _ in snapshot.scan(Table.META, prefix, start=start)]
+                back = [key for key, _ in snapshot.scan(Table.META, prefix, start=start, reverse=True)]
+                assert forth == [key for key in within if key >= start]
+                assert back == [key for key in reversed(within) if key <= start]

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import google_crc32c
 import lmdb
 
-from server.storage.record import HEADER_BYTES
+from server.storage.generations import newest, path_of
+from server.storage.record import tombstone
 
 MAP_BYTES = 1 << 28
 
@@ -29,7 +30,7 @@ class Tables(NamedTuple):
 @contextmanager
 def editing(folder: Path) -> Iterator[Tables]:
     """Open the environment of a closed log for writing, without the log's rules."""
-    environment = lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=8)
+    environment = lmdb.open(str(path_of(folder, newest(folder))), map_size=MAP_BYTES, max_dbs=8)
     tables = [environment.open_db(name) for name in (b"blocks", b"heads", b"meta")]
     with environment.begin(write=True) as txn:
         yield Tables(environment, txn, *tables)
@@ -43,8 +44,5 @@ def with_crc(data: bytes) -> bytes:
 
 
 def tombstone_of(data: bytes) -> bytes:
-    """Make a record's tombstone by hand: the header stays, flagged and with its new length; the body goes."""
-    header = bytearray(data[:HEADER_BYTES])
-    struct.pack_into("<I", header, 0, HEADER_BYTES)
-    header[7] |= 1
-    return with_crc(bytes(header))
+    """Make a record's tombstone."""
+    return tombstone(data)

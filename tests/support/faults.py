@@ -123,8 +123,10 @@ class _MortalTransaction:
     def get(self, table: Table, key: bytes) -> memoryview | bytes | None:
         return self._txn.get(table, key)
 
-    def scan(self, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        return self._txn.scan(table, prefix)
+    def scan(
+        self, table: Table, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return self._txn.scan(table, prefix, start=start, reverse=reverse)
 
     def put(self, table: Table, key: bytes, value: bytes) -> None:
         self._live_on()

@@ -18,9 +18,10 @@ def test_created_directory_is_for_its_owner_alone_and_holds_a_secret(tmp_path: P
     files = Files.below(tmp_path / "data")
     files.create()
     assert [mode(path) for path in (files.root, files.registry, files.learner, files.secret.parent)] == [0o700] * 4
-    assert mode(files.secret) == 0o600
-    assert len(files.read_secret()) == 32
-    assert [path.name for path in files.secret.parent.iterdir()] == [files.secret.name]
+    for secret in (files.secret, files.receipt_key):
+        assert mode(secret) == 0o600
+        assert len(secret.read_bytes()) == 32
+    assert {path.name for path in files.secret.parent.iterdir()} == {files.secret.name, files.receipt_key.name}
 
 
 def test_secret_is_made_once_for_ever_and_differs_between_installations(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_secret_gets_its_name_only_when_it_is_on_disk_and_its_name_is_made_durab
     monkeypatch.setattr(os, "fsync", traced_fsync)
     monkeypatch.setattr(os, "link", traced_link)
     files.create()
-    assert steps == ["fsync .unfinished", "link", "fsync folder"]
+    assert steps == ["fsync .unfinished", "link", "fsync folder"] * 2
 
 
 def test_start_after_one_that_was_killed_while_it_made_the_secret_makes_one(
