@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: setup protos check format test test-all bench bench-quick bench-table demo serve golden lock clean
+.PHONY: setup protos check format test test-all bench bench-quick bench-table bench-identity demo serve golden lock clean
 
 setup: $(VENV)/.installed
 
@@ -60,6 +60,9 @@ bench: setup
 
 bench-quick: setup
 	$(PY) -m tests.benchmark --quick
+
+bench-identity: setup
+	$(PY) -m tests.benchmark.identity $(if $(DATA),--data $(DATA)) $(IDENTITY)
 
 bench-table: setup
 	$(PY) -m tests.benchmark --table

@@ -16,6 +16,7 @@ import click
 
 from server import commands, config
 from server.files import Files, OwnedError
+from server.importing.command import import_command
 
 EXIT_OWNED = 75
 
@@ -115,7 +116,7 @@ def _refuse(error: config.ConfigError) -> NoReturn:
     sys.exit(78)
 
 
-for command in commands.ALL:
+for command in (*commands.ALL, import_command):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ import structlog
 from server import telemetry
 from server.config import Settings, as_environment
 from server.control import SILENT_S_MAX, ControlPage
-from server.decisioning.kernel import CACHE_FOLDER
 from server.files import Files
+from server.kernel import CACHE_FOLDER
 from server.registry.blobs import Blobs
 from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
 from server.storage.lmdb_store import LmdbStore

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _VALIDATE_ONLY = click.option("--validate-only", is_flag=True, help="Check, and 
 _TYPED = 'numbers, true and false are typed, "text in double quotes" and anything else is text'
 _LSN = click.IntRange(0, (1 << 64) - 1)
 _COUNT_MAX: Final = (1 << 32) - 1
+ERASURE_POLL_S: Final = 0.1
 
 
 @click.command()
@@ -79,11 +81,135 @@ def report_outcome(
 @click.option("--identity", default="", metavar="NAMESPACE=VALUE", help="Who it is about.")
 @click.option("--profile-id", default="", help="The server's own id of the person.")
 @click.option("--at-least-lsn", type=_LSN, default=0, help="Answer from a state that includes this record.")
-def profile(address: str, field: str, identity: str, profile_id: str, at_least_lsn: int) -> None:
+@click.option("--timeline", type=click.IntRange(0, 500), default=0, help="With so many of the latest touchpoints.")
+def profile(address: str, field: str, identity: str, profile_id: str, at_least_lsn: int, timeline: int) -> None:
     """Show one golden record."""
     with _calling(address) as client:
-        pair = _pairs((identity,))[0] if identity else None
-        _show(field, client.get_profile(profile_id=profile_id, identity=pair, at_least_lsn=at_least_lsn))
+        reply = client.get_profile(
+            profile_id=profile_id, identity=_pair(identity), at_least_lsn=at_least_lsn, timeline_page_size=timeline
+        )
+        _show(field, reply)
+
+
+@click.command()
+@_ADDRESS
+@_FIELD
+@_IDENTITY
+def resolve(address: str, field: str, identities: tuple[str, ...]) -> None:
+    """Show where identities lead."""
+    with _calling(address) as client:
+        _show(field, client.resolve_identity(_pairs(identities)))
+
+
+@click.command()
+@_ADDRESS
+@_FIELD
+@click.argument("identity", metavar="NAMESPACE=VALUE")
+@click.argument("other", metavar="NAMESPACE=VALUE")
+@click.option("--different", is_flag=True, help="State that they are of two people.")
+@click.option("--by", "stated_by", default="command_line", show_default=True, help="Who says so.")
+@click.option("--request-id", default="", help="Your id of this statement; by default a new one.")
+@_VALIDATE_ONLY
+def link(
+    address: str, field: str, identity: str, other: str, different: bool, stated_by: str, request_id: str,
+    validate_only: bool,
+) -> None:  # fmt: skip
+    """State that two identities are of one person."""
+    from tsugi.v1.profile_service_pb2 import LinkVerdict
+
+    verdict = LinkVerdict.LINK_VERDICT_DIFFERENT if different else LinkVerdict.LINK_VERDICT_SAME
+    with _calling(address) as client:
+        reply = client.link_identities(
+            _pairs((identity,))[0], _pairs((other,))[0], verdict, stated_by=stated_by,
+            request_id=request_id or uuid.uuid4().hex, validate_only=validate_only,
+        )  # fmt: skip
+        _show(field, reply)
+
+
+@click.command()
+@_ADDRESS
+@_FIELD
+@click.argument("profile_id")
+@click.argument("identities", nargs=-1, required=True, metavar="NAMESPACE=VALUE…")
+@click.option("--by", "stated_by", default="command_line", show_default=True, help="Who says so.")
+@click.option("--request-id", default="", help="Your id of this statement; by default a new one.")
+@_VALIDATE_ONLY
+def split(
+    address: str, field: str, profile_id: str, identities: tuple[str, ...], stated_by: str, request_id: str,
+    validate_only: bool,
+) -> None:  # fmt: skip
+    """Take identities out of a profile, with all that was recorded under them."""
+    with _calling(address) as client:
+        reply = client.split_profile(
+            profile_id, _pairs(identities), stated_by=stated_by, request_id=request_id or uuid.uuid4().hex,
+            validate_only=validate_only,
+        )  # fmt: skip
+        _show(field, reply)
+
+
+@click.command()
+@_ADDRESS
+@_FIELD
+@click.option("--page-size", type=click.IntRange(1, 500), default=50, show_default=True)
+@click.option("--page-token", default="", help="The nextPageToken of the page before.")
+def reviews(address: str, field: str, page_size: int, page_token: str) -> None:
+    """List pairs that may be one person, the most certain first."""
+    with _calling(address) as client:
+        _show(field, client.list_match_reviews(page_size=page_size, page_token=page_token))
+
+
+@click.command("export")
+@_ADDRESS
+@click.option("--identity", default="", metavar="NAMESPACE=VALUE", help="Who it is about.")
+@click.option("--profile-id", default="", help="The server's own id of the person.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to; by default standard output.")
+def export_profile(address: str, identity: str, profile_id: str, out: Path | None) -> None:
+    """Write all that is known of one person as JSON."""
+    with _calling(address) as client:
+        document = client.export_profile(profile_id=profile_id, identity=_pair(identity))
+    if out is None:
+        click.echo(document.decode())
+    else:
+        out.write_bytes(document)
+
+
+@click.command()
+@_ADDRESS
+@_FIELD
+@click.option("--identity", default="", metavar="NAMESPACE=VALUE", help="Who is to be forgotten.")
+@click.option("--profile-id", default="", help="The server's own id of the person.")
+@click.option("--request-id", default="", help="Your id of this wish; by default a new one.")
+@click.option("--wait-s", default=60.0, show_default=True, help="How long to wait for the receipt; 0: not at all.")
+def erase(address: str, field: str, identity: str, profile_id: str, request_id: str, wait_s: float) -> None:
+    """Forget one person, and show the signed receipt once nothing is left."""
+    from tsugi.v1.profile_service_pb2 import ErasureState
+
+    with _calling(address) as client:
+        accepted = client.erase_profile(request_id or uuid.uuid4().hex, profile_id=profile_id, identity=_pair(identity))
+        until = time.monotonic() + wait_s
+        reply = client.get_erasure(accepted.erasure_id)
+        while reply.state != ErasureState.ERASURE_STATE_FULFILLED and time.monotonic() < until:
+            time.sleep(ERASURE_POLL_S)
+            reply = client.get_erasure(accepted.erasure_id)
+        if reply.state != ErasureState.ERASURE_STATE_FULFILLED:
+            click.echo(f"accepted, not fulfilled yet: erasure {accepted.erasure_id}", err=True)
+        _show(field, reply)
+
+
+@click.command("audit-sources")
+@_ADDRESS
+@_FIELD
+@click.option("--json", "as_json", is_flag=True, help="The reply as JSON in place of tables.")
+def audit_sources(address: str, field: str, as_json: bool) -> None:
+    """Show how complete, fresh and consistent each source is."""
+    with _calling(address) as client:
+        reply = client.audit_sources()
+    if as_json or field:
+        _show(field, reply)
+        return
+    from server.audit_tables import print_audit
+
+    print_audit(reply)
 
 
 @click.command()
@@ -235,7 +361,8 @@ def health(address: str) -> None:
 
 
 ALL: tuple[click.Command, ...] = (
-    decide, report_outcome, profile, ingest, push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
+    decide, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase, audit_sources,
+    push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
     list_models, assign_champion, rollback_champion, health,
 )  # fmt: skip
 
@@ -276,6 +403,10 @@ def _show(path: str, message: Message) -> None:
 def _fail(told: dict[str, object]) -> NoReturn:
     click.echo(json.dumps({name: value for name, value in told.items() if value}, indent=2), err=True)
     sys.exit(1)
+
+
+def _pair(text: str) -> tuple[str, str] | None:
+    return _pairs((text,))[0] if text else None
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -26,10 +26,13 @@ from server.control import BEAT_S, ControlPage, Heart
 from server.decisioning import live, service
 from server.decisioning.configuration import Configuration
 from server.decisioning.service import DecisionService
-from server.decisioning.warm import warm
+from server.decisioning.warm import warm, warm_profiles
 from server.files import Files
 from server.outcomes import projector
-from server.outcomes.ingest import Ingest
+from server.outcomes.eraser import Eraser
+from server.outcomes.ingest import Ingest, require_catalog
+from server.outcomes.statements import Statements
+from server.profiles.reader import ProfileReader
 from server.registry.blobs import Blobs
 from server.rpc.catalog_servicer import CatalogServicer
 from server.rpc.decision_servicer import DecisionServicer
@@ -76,21 +79,50 @@ def run_worker(settings: Settings, place: Place) -> int:
 
 def run_projector(settings: Settings, place: Place) -> int:
     """Keep the state until SIGTERM; returns the exit code."""
+    warm_profiles()
     files = Files.below(settings.data.dir)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     control = ControlPage(files.control)
-    log = LmdbLog(files.log, settings.data.log_map_bytes, writable=False)
+    log = LmdbLog(files.log, settings.data.log_map_bytes)
     store = LmdbStore(files.state, settings.data.state_map_bytes)
     load_catalog = functools.partial(live.load_catalog, Blobs(files.registry))
     keeper = projector.Projector(log, store, load_catalog)
+    store_turn = threading.Lock()
+
+    def on_log_failure() -> None:
+        control.latch()  # before anything else: nobody may acknowledge anything now
+        stop.set()
+
+    eraser = Eraser(
+        log=log,
+        store=store,
+        store_turn=store_turn,
+        receipt_secret=files.receipt_key.read_bytes(),
+        wall_us=wall_us,
+        learned_anew=functools.partial(_learned_anew, files, is_learning=settings.learner.enabled),
+        on_log_failure=on_log_failure,
+    )
+    erasing = threading.Thread(target=eraser.run, args=(stop,), name="eraser")
     with Heart(functools.partial(control.beat, place.slot)) as heart:
+        erasing.start()
         tell_ready()
-        projector.run(keeper, stop, heart.turn)
+        projector.run(keeper, stop, heart.turn, store_turn)
+        erasing.join()
     store.close()
     log.close()
-    return 0
+    return EXIT_STORAGE if control.is_latched else 0
+
+
+def _learned_anew(files: Files, erased_lsn: int, *, is_learning: bool) -> bool:
+    """Say whether what was learned is free of what was erased; where nobody learns, it is thrown away."""
+    if not is_learning:
+        for path in (*files.learner.glob("*.snapshot*"), files.arrays):
+            path.unlink(missing_ok=True)
+        return True
+    published = live.read_arrays(files.arrays)
+    return published is not None and published[0].erased_lsn >= erased_lsn
 
 
 def tell_ready() -> None:
@@ -138,6 +170,19 @@ class _Worker:
             committer=self._committer,
             token_key=token_key,
             catalog=self._catalog,
+            clock_us=wall_us,
+        )
+        self._statements = Statements(
+            log=self._log,
+            store=self._store,
+            committer=self._committer,
+            token_key=token_key,
+            catalog=self._catalog,
+        )
+        self._reader = ProfileReader(
+            log=self._log,
+            store=self._store,
+            catalog=lambda: require_catalog(self._catalog()),
             clock_us=wall_us,
         )
         self._configuration = Configuration(
@@ -197,7 +242,7 @@ class _Worker:
     def _handlers(self) -> dict[str, dict[str, Any]]:
         decisions = DecisionServicer(self._decisions)
         outcomes = OutcomeServicer(self._ingest, wall_us)
-        profiles = ProfileServicer(self._ingest, self._store, wall_us)
+        profiles = ProfileServicer(self._ingest, self._statements, self._reader, wall_us)
         catalogs = CatalogServicer(self._configuration)
         models = ModelServicer(self._configuration)
         return handlers(
@@ -207,6 +252,14 @@ class _Worker:
                 "BatchReportOutcomes": outcomes.batch_report_outcomes,
                 "IngestRecords": profiles.ingest_records,
                 "GetProfile": profiles.get_profile,
+                "ResolveIdentity": profiles.resolve_identity,
+                "LinkIdentities": profiles.link_identities,
+                "SplitProfile": profiles.split_profile,
+                "ListMatchReviews": profiles.list_match_reviews,
+                "ExportProfile": profiles.export_profile,
+                "EraseProfile": profiles.erase_profile,
+                "GetErasure": profiles.get_erasure,
+                "AuditSources": profiles.audit_sources,
                 "GetCatalog": catalogs.get_catalog,
                 "ListCatalogRevisions": catalogs.list_catalog_revisions,
                 "RollbackCatalog": catalogs.rollback_catalog,
@@ -214,7 +267,8 @@ class _Worker:
                 "AssignModelRole": models.assign_model_role,
                 "RollbackModel": models.rollback_model,
             },
-            streaming={"PushCatalog": catalogs.push_catalog, "PushModel": models.push_model},
+            uploads={"PushCatalog": catalogs.push_catalog, "PushModel": models.push_model},
+            streams={"StreamIngestRecords": profiles.stream_ingest_records},
         )
 
     def _listening(self) -> Listening:
@@ -238,6 +292,7 @@ class _Worker:
     async def _keep_house(self) -> None:
         while True:
             self._log.check_readers()
+            self._store.check_readers()
             telemetry.LOG_MAP_USED.set(self._log.used_share())
             await asyncio.sleep(HOUSEKEEPING_S)
 

@@ -32,7 +32,9 @@ from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.control import ControlPage, Heart
 from server.files import Files
+from server.profiles.erased import ERASED_HEAD
 from server.registry.blobs import Blobs
+from server.storage.generations import is_made
 from server.storage.lmdb_log import LmdbLog
 from server.storage.log import Log
 from server.storage.record import CHAIN_START, CorruptRecordError, Record
@@ -75,8 +77,53 @@ class _Pace:
         self._due_s = started_s + max(self._interval_s, took_s / self._share_max)
 
 
+class _Course:
+    """What was learned from the beginning of a log up to some record, and nothing else.
+
+    Args:
+        log: read only.
+        find_terms: see Rewards.
+        erased_lsn: the newest LogErased record in the log; what it made tombstones is not met on this course.
+    """
+
+    def __init__(self, log: Log, find_terms: Callable[[bytes], Terms], erased_lsn: int) -> None:
+        self.fleet = Fleet()
+        self.rewards = Rewards(log, find_terms, self.fleet.learn)
+        self.erased_lsn = erased_lsn
+        self.learned_lsn, self.learned_time_us, self.learned_chain = 0, 0, CHAIN_START
+        self._log = log
+        self._find_terms = find_terms
+
+    def take(self, snapshot: LearnerSnapshot) -> None:
+        """Go on from a snapshot."""
+        self.learned_lsn = snapshot.learned_lsn
+        self.learned_time_us = snapshot.learned_time_us
+        self.learned_chain = snapshot.learned_chain
+        self.erased_lsn = snapshot.erased_lsn
+        self.fleet.load(snapshot.goals, snapshot.features, snapshot.learners)
+        self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.learned_time_us)
+
+    def step(self) -> int:
+        """Learn from the next records, at most BATCH_RECORDS_MAX, and return how many there were."""
+        records = self._log.read(self.learned_lsn + 1, BATCH_RECORDS_MAX)
+        for record in records:
+            self._apply(record)
+        return len(records)
+
+    def _apply(self, record: Record) -> None:
+        self.rewards.apply(record)
+        if record.kind == _CATALOG_CHANGE and not record.is_tombstone:
+            # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
+            terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
+            self.fleet.meet(terms.goals.values())
+        self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
+
+
 class Learner:
     """The one consumer of a log that learns.
+
+    When people were erased from the log, it learns everything anew beside what it serves, without them, and puts the
+    new in the place of the old when it has caught up: what is published never stands still meanwhile.
 
     Args:
         log: read only.
@@ -89,8 +136,6 @@ class Learner:
 
     Attributes:
         epoch: of this process.
-        learned_lsn: the last record learned from.
-        learned_time_us: its log time.
         published_lsn: the last record that the published arrays include; -1 before this process published any.
         saved_lsn: the last record that a durable snapshot includes.
         n_faults: times that publishing or saving failed; what was there before stands.
@@ -116,12 +161,11 @@ class Learner:
         self._log = log
         self._folder = folder
         self._clock = clock
-        self._fleet = Fleet()
         self._find_terms: Callable[[bytes], Terms] = functools.lru_cache(_CATALOGS_KEPT)(
             lambda sha256: terms_of(load_catalog(sha256))
         )
-        self._rewards = Rewards(log, self._find_terms, self._fleet.learn)
-        self.learned_lsn, self.learned_time_us, self._learned_chain = 0, 0, CHAIN_START
+        self._course = self._begin()
+        self._anew: _Course | None = None  # the course that will take its place
         self.published_lsn, self.n_faults = -1, 0
         self._publishing = _Pace(publish_interval_s, PUBLISH_SHARE_MAX, clock)
         self._saving = _Pace(snapshot_interval_s, SNAPSHOT_SHARE_MAX, clock)
@@ -135,17 +179,32 @@ class Learner:
             raise
         self.epoch = self._ownership.epoch
         self.saved_lsn = self.learned_lsn
-        self._exporter = Exporter(self._fleet)
+        self._exporter = Exporter(self._course.fleet)
+
+    @property
+    def learned_lsn(self) -> int:
+        """The last record learned from."""
+        return self._course.learned_lsn
+
+    @property
+    def learned_time_us(self) -> int:
+        """Its log time."""
+        return self._course.learned_time_us
+
+    @property
+    def erased_lsn(self) -> int:
+        """The last LogErased record that nothing was learned before."""
+        return self._course.erased_lsn
 
     @property
     def counts(self) -> Counts:
         """What became of everything, since the log began."""
-        return self._rewards.counts
+        return self._course.rewards.counts
 
     @property
     def n_open(self) -> int:
         """Number of decisions that outcomes may still reach."""
-        return self._rewards.n_open
+        return self._course.rewards.n_open
 
     def step(self) -> int:
         """Learn from the next records, at most BATCH_RECORDS_MAX, and return how many there were.
@@ -155,10 +214,13 @@ class Learner:
             TooManyQuarantinedError: too many records were set aside.
             BlobError: a catalog named in the log cannot be had.
         """
-        records = self._log.read(self.learned_lsn + 1, BATCH_RECORDS_MAX)
-        for record in records:
-            self._apply(record)
-        return len(records)
+        n_records = self._course.step()
+        erased_lsn = self._log.head(ERASED_HEAD)
+        if erased_lsn > self._course.erased_lsn:
+            if self._anew is None or self._anew.erased_lsn < erased_lsn:
+                self._anew = self._begin()
+            n_records += self._learn_anew(self._anew)
+        return n_records
 
     def publish_if_due(self) -> bool:
         """Publish arrays when something is new and the time has come; say whether it did.
@@ -197,15 +259,16 @@ class Learner:
 
     def state(self) -> LearnerSnapshot:
         """Return the whole state. Cost: 10 µs an action and 0.3 µs an open decision."""
-        goals, features, learners = self._fleet.save()
-        open_rewards, parked_lsns, counts = self._rewards.save()
+        course = self._course
+        goals, features, learners = course.fleet.save()
+        open_rewards, parked_lsns, counts = course.rewards.save()
         return LearnerSnapshot(
             format_version=FORMAT_VERSION,
             epoch=self.epoch,
             log_id=self._log.log_id,
-            learned_lsn=self.learned_lsn,
-            learned_time_us=self.learned_time_us,
-            learned_chain=self._learned_chain,
+            learned_lsn=course.learned_lsn,
+            learned_time_us=course.learned_time_us,
+            learned_chain=course.learned_chain,
             arithmetic=ARITHMETIC,
             goals=goals,
             features=features,
@@ -213,27 +276,32 @@ class Learner:
             open_rewards=open_rewards,
             parked_lsns=parked_lsns,
             counts=counts,
+            erased_lsn=course.erased_lsn,
         )
+
+    def _begin(self) -> _Course:
+        return _Course(self._log, self._find_terms, self._log.head(ERASED_HEAD))
+
+    def _learn_anew(self, anew: _Course) -> int:
+        """Go on with the course that leaves out who was erased; once it has caught up it is the one."""
+        n_records = anew.step()
+        if anew.learned_lsn < self._course.learned_lsn:
+            return n_records
+        self._course, self._anew = anew, None
+        self._exporter = Exporter(anew.fleet)
+        self.published_lsn = self.saved_lsn = -1
+        self.flush()
+        if self.saved_lsn == self.learned_lsn:  # what was saved before rests on who was erased
+            self._snapshots.forget_before(self.learned_lsn)
+        return n_records
 
     def _load_newest(self) -> int:
         """Go on from the newest snapshot, if there is one, and return its epoch."""
         snapshot = self._snapshots.newest()
         if snapshot is None:
             return 0
-        self.learned_lsn = snapshot.learned_lsn
-        self.learned_time_us = snapshot.learned_time_us
-        self._learned_chain = snapshot.learned_chain
-        self._fleet.load(snapshot.goals, snapshot.features, snapshot.learners)
-        self._rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.learned_time_us)
+        self._course.take(snapshot)
         return snapshot.epoch
-
-    def _apply(self, record: Record) -> None:
-        self._rewards.apply(record)
-        if record.kind == _CATALOG_CHANGE and not record.is_tombstone:
-            # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
-            terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
-            self._fleet.meet(terms.goals.values())
-        self.learned_lsn, self.learned_time_us, self._learned_chain = record.lsn, record.time_us, record.chain
 
     def _guarded(self, what: str, action: Callable[[], None], pace: _Pace) -> bool:
         """Run a write that may fail without harm: the file before it stands, and the next is tried in time."""
@@ -254,6 +322,7 @@ class Learner:
 
     def _publish(self) -> None:
         arrays = self._exporter.message(self.epoch, self.learned_lsn, self.learned_time_us)
+        arrays.erased_lsn = self.erased_lsn
         data = arrays.SerializeToString(deterministic=True)
         path = self._folder / ARRAYS_FILE
         unfinished = path.with_name(f"{ARRAYS_FILE}.unfinished")
@@ -291,7 +360,7 @@ def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> 
 def open_log(folder: Path, map_bytes: int, stop: threading.Event) -> LmdbLog | None:
     """Wait until a worker has made the log, and open it for reading; None when told to stop before."""
     while not stop.is_set():
-        if (folder / "data.mdb").exists():
+        if is_made(folder):
             try:
                 return LmdbLog(folder, map_bytes, writable=False)
             except (lmdb.Error, TypeError):

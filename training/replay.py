@@ -126,6 +126,7 @@ def hillstrom_catalog() -> Catalog:
             "name": "hillstrom",
             "currencyCode": "USD",
             "identityNamespaces": [{"name": "customer"}],
+            "sources": [{"name": "experiment", "party": "PARTY_FIRST", "delivery": "DELIVERY_BATCH"}],
             "profileAttributes": attributes,
             "outcomeTypes": [{"name": "impression", "kind": "OUTCOME_KIND_IMPRESSION"}, {"name": "visit"}],
             "goals": [

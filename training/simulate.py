@@ -259,7 +259,7 @@ class World:
         facts[:, self._position("profile.spend_12m")] = spend.round(2)
         days = rng.exponential(np.where(member, 45.0, 90.0))
         facts[:, self._position("profile.days_since_purchase")] = days.round()
-        profile = facts[:, self.catalog.space.profile_slice]
+        profile = facts[:, 1 : 1 + len(self.catalog.profiles.attributes)]  # what follows from events is nobody's to say
         profile[rng.random(profile.shape) < UNKNOWN_SHARE] = np.nan
         return facts
 

@@ -101,6 +101,13 @@ class Snapshots:
         for path in self._paths()[SNAPSHOTS_KEPT:]:
             path.unlink()
 
+    def forget_before(self, lsn: int) -> None:
+        """Remove every snapshot but that of an LSN, refused ones too."""
+        kept = self._folder / f"{lsn:020d}{_SUFFIX}"
+        for path in (*self._folder.glob(f"*{_SUFFIX}"), *self._folder.glob(f"*{_REFUSED}")):
+            if path != kept:
+                path.unlink()
+
     def newest(self) -> LearnerSnapshot | None:
         """Return the newest state that proves itself, None when there is none; refused ones are renamed.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
@@ -27,6 +27,7 @@ from tsugi.requests import (
     DecideOptions,
     Placements,
     catalog_upload,
+    consent,
     decide_request,
     event,
     model_upload,
@@ -50,7 +51,7 @@ from tsugi.v1 import (
     profile_service_pb2_grpc,
 )
 
-__all__ = ["CallError", "Client", "event", "outcome", "source_record", "to_value"]
+__all__ = ["CallError", "Client", "consent", "event", "outcome", "source_record", "to_value"]
 
 RECEIVE_BYTES_MAX = 32 * 1024 * 1024
 UPLOAD_TIMEOUT_S = 60.0
@@ -236,21 +237,143 @@ class Client:
         request = profile_service_pb2.IngestRecordsRequest(records=records)
         return self._call(self._stubs().profiles.IngestRecords, request, timeout_s)
 
+    def stream_ingest_records(
+        self, batches: Iterable[Iterable[profile_service_pb2.SourceRecord]], *, timeout_s: float | None = None
+    ) -> Iterator[profile_service_pb2.StreamIngestRecordsResponse]:
+        """Record batches of at most 500 source records each, and yield the reply to each, in order.
+
+        The server reads on as replies are taken. When the stream breaks (CallError), what was answered is on disk; send
+        the rest again under the same record ids.
+        """
+        requests = (profile_service_pb2.StreamIngestRecordsRequest(records=batch) for batch in batches)
+        call = self._stubs().profiles.StreamIngestRecords(requests, timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise CallError.of(error) from error
+        finally:
+            call.cancel()
+
     def get_profile(
         self,
         *,
         profile_id: str = "",
         identity: tuple[str, str] | None = None,
         at_least_lsn: int = 0,
+        timeline_page_size: int = 0,
+        timeline_page_token: str = "",
         timeout_s: float | None = None,
     ) -> profile_service_pb2.GetProfileResponse:
         """Read the golden record of one person, by profile id or by one (namespace, value) pair."""
         request = profile_service_pb2.GetProfileRequest(
             profile_id=profile_id,
-            identity=None if identity is None else identity_pb2.Identity(namespace=identity[0], value=identity[1]),
+            identity=_identity(identity),
             at_least_lsn=at_least_lsn,
+            timeline_page_size=timeline_page_size,
+            timeline_page_token=timeline_page_token,
         )
         return self._call(self._stubs().profiles.GetProfile, request, timeout_s)
+
+    def resolve_identity(
+        self, identities: Iterable[tuple[str, str]], *, at_least_lsn: int = 0, timeout_s: float | None = None
+    ) -> profile_service_pb2.ResolveIdentityResponse:
+        """Ask where each of at most 16 (namespace, value) pairs leads."""
+        request = profile_service_pb2.ResolveIdentityRequest(
+            identities=[identity_pb2.Identity(namespace=namespace, value=value) for namespace, value in identities],
+            at_least_lsn=at_least_lsn,
+        )
+        return self._call(self._stubs().profiles.ResolveIdentity, request, timeout_s)
+
+    def link_identities(
+        self,
+        identity: tuple[str, str],
+        other_identity: tuple[str, str],
+        verdict: profile_service_pb2.LinkVerdict,
+        *,
+        stated_by: str,
+        request_id: str,
+        weight: float = 0.0,
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> profile_service_pb2.LinkIdentitiesResponse:
+        """State that two identities are of one person, of two, or may be. Safe to repeat with the same request_id."""
+        request = profile_service_pb2.LinkIdentitiesRequest(
+            identity=_identity(identity),
+            other_identity=_identity(other_identity),
+            verdict=verdict,
+            weight=weight,
+            stated_by=stated_by,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+        return self._call(self._stubs().profiles.LinkIdentities, request, timeout_s)
+
+    def split_profile(
+        self,
+        profile_id: str,
+        identities: Iterable[tuple[str, str]],
+        *,
+        stated_by: str,
+        request_id: str,
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> profile_service_pb2.SplitProfileResponse:
+        """Take identities out of a profile, with all that was recorded under them."""
+        request = profile_service_pb2.SplitProfileRequest(
+            profile_id=profile_id,
+            identities=[identity_pb2.Identity(namespace=namespace, value=value) for namespace, value in identities],
+            stated_by=stated_by,
+            request_id=request_id,
+            validate_only=validate_only,
+        )
+        return self._call(self._stubs().profiles.SplitProfile, request, timeout_s)
+
+    def list_match_reviews(
+        self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
+    ) -> profile_service_pb2.ListMatchReviewsResponse:
+        """Read one page of the pairs that may be one person, the most certain first."""
+        request = profile_service_pb2.ListMatchReviewsRequest(page_size=page_size, page_token=page_token)
+        return self._call(self._stubs().profiles.ListMatchReviews, request, timeout_s)
+
+    def export_profile(
+        self,
+        *,
+        profile_id: str = "",
+        identity: tuple[str, str] | None = None,
+        at_least_lsn: int = 0,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Return all that is known of one person, as JSON."""
+        request = profile_service_pb2.ExportProfileRequest(
+            profile_id=profile_id, identity=_identity(identity), at_least_lsn=at_least_lsn
+        )
+        return self._call(self._stubs().profiles.ExportProfile, request, timeout_s).json
+
+    def erase_profile(
+        self,
+        request_id: str,
+        *,
+        profile_id: str = "",
+        identity: tuple[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> profile_service_pb2.EraseProfileResponse:
+        """Have one person forgotten; get_erasure tells when it is done. Safe to repeat with the same request_id."""
+        request = profile_service_pb2.EraseProfileRequest(
+            profile_id=profile_id, identity=_identity(identity), request_id=request_id
+        )
+        return self._call(self._stubs().profiles.EraseProfile, request, timeout_s)
+
+    def get_erasure(self, erasure_id: str, *, timeout_s: float | None = None) -> profile_service_pb2.GetErasureResponse:
+        """Ask how far an erasure has come; with the signed receipt once it is fulfilled."""
+        request = profile_service_pb2.GetErasureRequest(erasure_id=erasure_id)
+        return self._call(self._stubs().profiles.GetErasure, request, timeout_s)
+
+    def audit_sources(
+        self, *, at_least_lsn: int = 0, timeout_s: float | None = None
+    ) -> profile_service_pb2.AuditSourcesResponse:
+        """Ask how complete, fresh and consistent each source is."""
+        request = profile_service_pb2.AuditSourcesRequest(at_least_lsn=at_least_lsn)
+        return self._call(self._stubs().profiles.AuditSources, request, timeout_s)
 
     def push_catalog(
         self,
@@ -357,6 +480,10 @@ class Client:
             return method(request, timeout=self._timeout_s if timeout_s is None else timeout_s)
         except grpc.RpcError as error:
             raise CallError.of(error) from error
+
+
+def _identity(pair: tuple[str, str] | None) -> identity_pb2.Identity | None:
+    return None if pair is None else identity_pb2.Identity(namespace=pair[0], value=pair[1])
 
 
 class _Method(Protocol[_Request_contra, _Response_co]):

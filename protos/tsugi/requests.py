@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import TypedDict, TypeVar, Unpack
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,7 +28,7 @@ from tsugi.v1 import (
 
 CHUNK_BYTES_MAX = 64 * 1024
 
-PyValue = str | float | int | bool | datetime
+PyValue = str | float | int | bool | datetime | frozenset[str] | set[str] | list[float] | value_pb2.Value
 Placements = Mapping[str, int] | Iterable[tuple[str, int]]
 Identities = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -37,19 +38,45 @@ _Item = TypeVar("_Item")
 def to_value(value: PyValue) -> value_pb2.Value:
     """Build the typed value of a Python value; an instant must state its time zone.
 
+    A set of texts is a set, a list of numbers a vector; what has no form in Python, such as money, is handed over as a
+    Value (see money).
+
     Raises:
         TypeError: the value has no typed form.
         ValueError: a datetime without a time zone.
     """
-    if isinstance(value, bool):  # before int: True is an int to Python
-        return value_pb2.Value(bool_value=value)
-    if isinstance(value, int | float):
-        return value_pb2.Value(number_value=value)
-    if isinstance(value, str):
-        return value_pb2.Value(text_value=value)
-    if isinstance(value, datetime):
-        return value_pb2.Value(time_value=_timestamp(value))
-    raise TypeError(f"a value is text, a number, a boolean or a datetime, got {type(value).__name__}")
+    match value:
+        case value_pb2.Value():
+            typed = value
+        case bool():  # before int: True is an int to Python
+            typed = value_pb2.Value(bool_value=value)
+        case int() | float():
+            typed = value_pb2.Value(number_value=value)
+        case str():
+            typed = value_pb2.Value(text_value=value)
+        case datetime():
+            typed = value_pb2.Value(time_value=_timestamp(value))
+        case set() | frozenset():
+            typed = value_pb2.Value(set_value=value_pb2.TextSet(values=sorted(value)))
+        case list():
+            typed = value_pb2.Value(vector_value=value_pb2.Vector(numbers=value))
+        case _:
+            raise TypeError(
+                f"a value is text, a number, a boolean, an instant, a set or a list, got {type(value).__name__}"
+            )
+    return typed
+
+
+def money(amount: Decimal | int, currency_code: str) -> value_pb2.Value:
+    """Build an amount of money.
+
+    Raises:
+        ValueError: it is finer than a millionth of the currency unit.
+    """
+    micros = Decimal(amount) * 1_000_000
+    if micros != int(micros):
+        raise ValueError(f"an amount has at most six decimal places, got {amount}")
+    return value_pb2.Value(money_value=value_pb2.Money(currency_code=currency_code, amount_micros=int(micros)))
 
 
 class DecideOptions(TypedDict, total=False):
@@ -121,6 +148,18 @@ def event(
     )
 
 
+def consent(
+    purpose: str, *, granted: bool, channel: str = "", effective_time: datetime | None = None
+) -> profile_pb2.Consent:
+    """Build what a person allows or forbids; without a channel, on all of them."""
+    return profile_pb2.Consent(
+        purpose=purpose,
+        channel=channel,
+        state=profile_pb2.CONSENT_DECISION_GRANTED if granted else profile_pb2.CONSENT_DECISION_WITHDRAWN,
+        effective_time=None if effective_time is None else _timestamp(effective_time),
+    )
+
+
 def source_record(
     record_id: str,
     source: str,
@@ -128,6 +167,8 @@ def source_record(
     *,
     attributes: Mapping[str, PyValue] | None = None,
     event: profile_pb2.Event | None = None,
+    consents: Iterable[profile_pb2.Consent] = (),
+    observation_time: datetime | None = None,
 ) -> profile_service_pb2.SourceRecord:
     """Build what one source says about one person."""
     return profile_service_pb2.SourceRecord(
@@ -136,6 +177,8 @@ def source_record(
         identities=_identities(identities),
         attributes=_values(attributes or {}),
         event=event,
+        consents=consents,
+        observation_time=None if observation_time is None else _timestamp(observation_time),
     )
 
 

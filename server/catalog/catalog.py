@@ -3,10 +3,11 @@
 Everything here is immutable and belongs to one catalog revision. ``compile.py`` makes it; decisioning, profiles,
 outcomes and the learner read it. Rows are actions ordered by name, so that the order in a YAML file is without effect.
 
-The **fact space** is one float64 vector a request: ``now`` first, then the profile attributes, then the context
-attributes, each in declared order; NaN where a fact is not known. A number is itself; a boolean 0 or 1; a category the
-index of its value in allowed_values; a text its code in the rule literals, -1 for any other text; an instant
-microseconds since the epoch.
+The **fact space** is one float64 vector a request: ``now`` first, then the profile's part (attributes, windows, the
+stage of the journey, segments), then the context attributes, each in declared order; NaN where a fact is not known. A
+number is itself; a boolean 0 or 1; a category the index of its value in allowed_values; a text its code in the rule
+literals, -1 for any other text; an instant microseconds since the epoch; a set a bit mask over allowed_values; an
+amount its currency units; a vector 1, because rules ask no more of it than whether it is known.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tsugi.v1 import catalog_pb2
-from tsugi.v1.value_pb2 import Value
+from tsugi.v1.value_pb2 import TextSet, Value
+
+if TYPE_CHECKING:
+    from server.catalog.profile_terms import ProfileTerms  # built from the types below
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -31,8 +35,9 @@ Mask = NDArray[np.bool_]
 NOW_FACT: Final = 0
 UNBOUNDED: Final = sys.float_info.max  # what is greater is no finite number
 
-# Comparison of an atom: facts[left] (minus facts[right], where right >= 0) compared with a constant.
-LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN = range(7)
+# Comparison of an atom: facts[left] (minus facts[right], where right >= 0) compared with a constant. CONTAINS asks
+# whether the bit of that number is set in facts[left]; a negative number is that of no bit.
+LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN, CONTAINS = range(8)
 # Steps of a rule program in postfix order: an atom's index, or one of these.
 AND, OR, NOT, TRUE, FALSE = -1, -2, -3, -4, -5
 RULE_STACK_MAX: Final = 32
@@ -49,64 +54,106 @@ _BOOL: Final = catalog_pb2.ATTRIBUTE_TYPE_BOOL
 _CATEGORY: Final = catalog_pb2.ATTRIBUTE_TYPE_CATEGORY
 _TEXT: Final = catalog_pb2.ATTRIBUTE_TYPE_TEXT
 _TIME: Final = catalog_pb2.ATTRIBUTE_TYPE_TIME
+_SET: Final = catalog_pb2.ATTRIBUTE_TYPE_SET
+_MONEY: Final = catalog_pb2.ATTRIBUTE_TYPE_MONEY
+_VECTOR: Final = catalog_pb2.ATTRIBUTE_TYPE_VECTOR
+_TYPES: Final = {  # that take a value of this kind
+    "number_value": (_NUMBER,),
+    "text_value": (_CATEGORY, _TEXT),
+    "bool_value": (_BOOL,),
+    "time_value": (_TIME,),
+    "set_value": (_SET,),
+    "money_value": (_MONEY,),
+    "vector_value": (_VECTOR,),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One entry of the fact space, or one action attribute."""
+    """One entry of the fact space, one action attribute, or one property of an event type."""
 
-    name: str  # "profile.age", "context.device", "action.price", "now"
+    name: str  # "profile.age", "context.device", "action.price", "event.total", "now"
     type: catalog_pb2.AttributeType
-    codes: dict[str, int]  # of a category: its values; of a text: the literals that rules compare it with
+    codes: dict[str, int]  # of a category or set: its values; of a text: the literals that rules compare it with
     minimum: float  # -UNBOUNDED where none is stated
     maximum: float
+    currency_code: str = ""  # of an amount: the catalog's
+    dimensions: int = 0  # of a vector
 
     def encode(self, value: Value) -> float:
         """Return the fact's number for a value of the right type; NaN when the value is of another type.
 
-        A category value that is not allowed, or a number that is not finite or outside its bounds, is NaN too:
-        unknown, never let through.
+        A category value that is not allowed, a number that is not finite or outside its bounds, an amount in another
+        currency, a set with a value that is not allowed or stands twice, and a vector of another length or with a
+        number that is not finite are NaN too: unknown, never let through.
         """
         kind = value.WhichOneof("kind")
-        if kind == "number_value" and self.type == _NUMBER:
-            number = value.number_value
-            return number if self.minimum <= number <= self.maximum else math.nan
+        if kind is None or self.type not in _TYPES[kind]:
+            return math.nan
+        if kind == "number_value":
+            return self._within_bounds(value.number_value)
         if kind == "text_value":
-            if self.type == _CATEGORY:
-                return float(self.codes.get(value.text_value, math.nan))
-            if self.type == _TEXT:
-                return float(self.codes.get(value.text_value, -1))
-        if kind == "bool_value" and self.type == _BOOL:
+            return float(self.codes.get(value.text_value, -1 if self.type == _TEXT else math.nan))
+        if kind == "bool_value":
             return float(value.bool_value)
-        if kind == "time_value" and self.type == _TIME:
+        if kind == "time_value":
             return float(value.time_value.seconds * 1_000_000 + value.time_value.nanos // 1_000)
-        return math.nan
+        return self._encode_many(value)
 
     def wanted(self) -> str:
         """Say in words what values encode takes."""
         kind = catalog_pb2.AttributeType.Name(self.type).removeprefix("ATTRIBUTE_TYPE_").lower()
-        if self.type == _CATEGORY:
-            return f"a category value is required, one of {', '.join(self.codes)}"
-        if self.type == _NUMBER:
-            is_bounded = self.minimum > -UNBOUNDED or self.maximum < UNBOUNDED
-            bounds = f" within [{self.minimum:g}, {self.maximum:g}]" if is_bounded else ""
-            return f"a finite number{bounds} is required"
+        is_bounded = self.minimum > -UNBOUNDED or self.maximum < UNBOUNDED
+        bounds = f" within [{self.minimum:g}, {self.maximum:g}]" if is_bounded else ""
+        match self.type:
+            case catalog_pb2.ATTRIBUTE_TYPE_CATEGORY:
+                return f"a category value is required, one of {', '.join(self.codes)}"
+            case catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
+                return f"a finite number{bounds} is required"
+            case catalog_pb2.ATTRIBUTE_TYPE_SET:
+                return f"a set value is required, any of {', '.join(self.codes)}, none twice"
+            case catalog_pb2.ATTRIBUTE_TYPE_MONEY:
+                return f"a money value{bounds} in {self.currency_code} is required"
+            case catalog_pb2.ATTRIBUTE_TYPE_VECTOR:
+                return f"a vector value of exactly {self.dimensions} finite numbers is required"
         return f"a {kind} value is required"
+
+    def _encode_many(self, value: Value) -> float:
+        """Encode what consists of several things."""
+        if self.type == _SET:
+            return self._mask(value.set_value)
+        if self.type == _MONEY:
+            is_ours = value.money_value.currency_code == self.currency_code
+            return self._within_bounds(value.money_value.amount_micros / 1e6) if is_ours else math.nan
+        numbers = value.vector_value.numbers
+        return 1.0 if len(numbers) == self.dimensions and all(map(math.isfinite, numbers)) else math.nan
+
+    def _within_bounds(self, number: float) -> float:
+        return number if self.minimum <= number <= self.maximum else math.nan
+
+    def _mask(self, texts: TextSet) -> float:
+        mask = 0
+        for text in texts.values:
+            code = self.codes.get(text)
+            if code is None or mask >> code & 1:
+                return math.nan
+            mask |= 1 << code
+        return float(mask)  # exact: a set has at most 52 values
 
 
 @dataclass(frozen=True, slots=True)
 class FactSpace:
     """Where each fact stands in the vector."""
 
-    facts: tuple[Fact, ...]  # now, profile attributes, context attributes
+    facts: tuple[Fact, ...]  # now, the profile's part, context attributes
     index: dict[str, int]  # by name
     context: dict[str, tuple[int, Fact]]  # the context attributes by bare name, with their positions
     n_profile: int
-    profile_layout: bytes  # 8 bytes that change whenever the profile part would be encoded differently
+    profile_layout: bytes  # 8 bytes that change whenever the profile part would be encoded or evaluated differently
 
     @property
     def profile_slice(self) -> slice:
-        """Where the profile attributes stand."""
+        """Where the profile's part stands."""
         return slice(1, 1 + self.n_profile)
 
 
@@ -130,7 +177,7 @@ class FeatureColumns:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Every distinct eligibility rule, lowered to comparisons of facts.
+    """Distinct rules, lowered to comparisons of facts.
 
     Atom a is ``facts[left[a]] (- facts[right[a]]) <operator> constant[a]``. Rule r is the postfix program
     ``steps[starts[r]:starts[r + 1]]`` over atoms; three-valued: an unknown fact makes unknown, and only true passes. An
@@ -210,6 +257,7 @@ class Catalog:
     revision: str  # the same in hex
     message: catalog_pb2.Catalog
     space: FactSpace
+    profiles: ProfileTerms
     action_facts: tuple[Fact, ...]
     learned: FeatureColumns  # what the online learners read of person and context
     rules: Rules

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
-from numpy.typing import NDArray
 
 from server.catalog import validation
 from server.catalog.catalog import (
@@ -23,7 +23,6 @@ from server.catalog.catalog import (
     SCALED,
     SQUARE_CB,
     THOMPSON,
-    UNBOUNDED,
     ActionColumns,
     Catalog,
     Fact,
@@ -33,8 +32,12 @@ from server.catalog.catalog import (
     Placement,
     PlacementColumns,
 )
+from server.catalog.compile_profiles import compile_profiles, positions_read, profile_layout
+from server.catalog.declared import NOW, Declared, Reading, declare, frozen, make_fact, reading
 from server.catalog.expressions import NO_RULE, RuleCompiler
-from server.catalog.validation import LEARNED_COLUMNS_MAX, duration_us, instant_us
+from server.catalog.faults import duration_us, instant_us
+from server.catalog.profile_terms import ProfileTerms
+from server.catalog.validation import LEARNED_COLUMNS_MAX
 from server.errors import TsugiError, Violation
 from tsugi.log.v1.record_pb2 import SlotRecord
 from tsugi.v1 import catalog_pb2
@@ -47,7 +50,6 @@ THOMPSON_DRAWS: Final = 128
 THOMPSON_FLOOR_SHARE: Final = 0.01
 
 _FOREVER_US: Final = (1 << 62) - 1
-_Array = TypeVar("_Array", bound=NDArray[Any])
 
 
 def serialise(message: catalog_pb2.Catalog) -> bytes:
@@ -71,10 +73,11 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     if violations:
         raise _invalid(violations)
     sha256 = hashlib.sha256(data if data is not None else serialise(message)).digest()
-    action_facts = tuple(_fact("action", attribute) for attribute in message.action_attributes)
-    profile_facts = [_fact("profile", attribute) for attribute in message.profile_attributes]
-    context_facts = [_fact("context", attribute) for attribute in message.context_attributes]
-    facts = (_NOW, *profile_facts, *context_facts)
+    currency_code = message.currency_code
+    action_facts = tuple(make_fact("action", attribute, currency_code) for attribute in message.action_attributes)
+    declared = declare(message)
+    context_facts = [make_fact("context", attribute, currency_code) for attribute in message.context_attributes]
+    facts = (NOW, *declared.facts, *context_facts)
     actions = sorted(enumerate(message.actions), key=lambda entry: entry[1].name)
 
     typed = [_typed_attributes(action, action_facts) for _, action in actions]
@@ -85,9 +88,12 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         else NO_RULE
         for (i, action), values in zip(actions, typed, strict=True)
     ]
+    rules = compiler.freeze()
+    learned = _learned_columns(facts, [*declared.readings, *map(reading, message.context_attributes)])
+    read = positions_read(rules) | set(learned.sources.tolist())
+    profiles = compile_profiles(message, declared, facts, read, violations)
     # Only now do text facts know the texts that rules compare them with.
     values = [_encoded(i, given, action_facts, violations) for (i, _), given in zip(actions, typed, strict=True)]
-    learned = _learned_columns(message, facts)
     if len(learned.names) > LEARNED_COLUMNS_MAX:
         violations.append(
             Violation(
@@ -107,33 +113,28 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         sha256=sha256,
         revision=sha256.hex(),
         message=message,
-        space=_fact_space(facts, len(profile_facts)),
+        space=_fact_space(facts, declared, profiles),
+        profiles=profiles,
         action_facts=action_facts,
         learned=learned,
-        rules=compiler.freeze(),
+        rules=rules,
         actions=_action_columns([action for _, action in actions], channel_rows, rule_rows, values, len(action_facts)),
         goals=goals,
-        goal_base_log_odds=_frozen(np.array([goal.base_log_odds for goal in goals], np.float32)),
+        goal_base_log_odds=frozen(np.array([goal.base_log_odds for goal in goals], np.float32)),
         placements=placements,
         placement_columns=PlacementColumns(
-            codes=_frozen(np.array([[p.channel_row, p.goal_row, p.policy, p.draws] for p in placements], np.int32)),
-            parameters=_frozen(np.array([p.parameter for p in placements], np.float64)),
+            codes=frozen(np.array([[p.channel_row, p.goal_row, p.policy, p.draws] for p in placements], np.int32)),
+            parameters=frozen(np.array([p.parameter for p in placements], np.float64)),
         ),
         placement_rows={placement.name: row for row, placement in enumerate(placements)},
         goal_rows=goal_rows,
         channel_rows=channel_rows,
-        namespaces=frozenset(namespace.name for namespace in message.identity_namespaces),
-        event_properties={
-            event_type.name: {attribute.name: _fact("event", attribute) for attribute in event_type.properties}
-            for event_type in message.event_types
-        },
+        namespaces=frozenset(profiles.namespaces),
+        event_properties=declared.properties,
         outcome_types={outcome_type.name: outcome_type for outcome_type in message.outcome_types},
         random_control_share=message.random_control.share,
         random_control_salt=message.random_control.salt.encode(),
     )
-
-
-_NOW: Final = Fact("now", catalog_pb2.ATTRIBUTE_TYPE_TIME, {}, -UNBOUNDED, UNBOUNDED)
 
 
 def _invalid(violations: list[Violation]) -> TsugiError:
@@ -147,21 +148,9 @@ def _invalid(violations: list[Violation]) -> TsugiError:
     )
 
 
-def _fact(prefix: str, attribute: catalog_pb2.Attribute) -> Fact:
-    return Fact(
-        name=f"{prefix}.{attribute.name}",
-        type=attribute.type,
-        codes={value: code for code, value in enumerate(attribute.allowed_values)},
-        minimum=attribute.minimum if attribute.HasField("minimum") else -UNBOUNDED,
-        maximum=attribute.maximum if attribute.HasField("maximum") else UNBOUNDED,
-    )
-
-
-def _fact_space(facts: tuple[Fact, ...], n_profile: int) -> FactSpace:
+def _fact_space(facts: tuple[Fact, ...], declared: Declared, profiles: ProfileTerms) -> FactSpace:
     """Freeze the space, after the rules have named the texts they compare with."""
-    layout = hashlib.blake2b(digest_size=8)
-    for fact in facts[1 : 1 + n_profile]:
-        layout.update(repr((fact.name, fact.type, sorted(fact.codes.items()), fact.minimum, fact.maximum)).encode())
+    n_profile = len(declared.facts)
     return FactSpace(
         facts=facts,
         index={fact.name: position for position, fact in enumerate(facts)},
@@ -171,21 +160,19 @@ def _fact_space(facts: tuple[Fact, ...], n_profile: int) -> FactSpace:
             if position > n_profile
         },
         n_profile=n_profile,
-        profile_layout=layout.digest(),
+        profile_layout=profile_layout(declared, profiles),
     )
 
 
-def _learned_columns(message: catalog_pb2.Catalog, facts: tuple[Fact, ...]) -> FeatureColumns:
+def _learned_columns(facts: tuple[Fact, ...], readings: Sequence[Reading | None]) -> FeatureColumns:
     names: list[str] = []
     rows: list[tuple[int, int, float, float, float, float]] = []
-    attributes = [*message.profile_attributes, *message.context_attributes]
-    for source, (fact, attribute) in enumerate(zip(facts[1:], attributes, strict=True), start=1):
-        if attribute.excluded_from_learning:
+    for source, (fact, read) in enumerate(zip(facts[1:], readings, strict=True), start=1):
+        if read is None:
             continue
-        if fact.type == catalog_pb2.ATTRIBUTE_TYPE_NUMBER:
-            spread = attribute.spread if attribute.HasField("spread") else 1.0
+        if fact.type in (catalog_pb2.ATTRIBUTE_TYPE_NUMBER, catalog_pb2.ATTRIBUTE_TYPE_MONEY):
             names.append(fact.name)
-            rows.append((source, SCALED, attribute.center, spread, LEARNED_LIMIT, 0.0))
+            rows.append((source, SCALED, read.center, read.spread, LEARNED_LIMIT, 0.0))
         elif fact.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL:
             names.append(fact.name)
             rows.append((source, EQUALS, 1.0, 0.0, 0.0, 0.0))
@@ -195,9 +182,9 @@ def _learned_columns(message: catalog_pb2.Catalog, facts: tuple[Fact, ...]) -> F
     table = np.array(rows, np.float64).reshape(len(rows), 6)
     return FeatureColumns(
         names=tuple(names),
-        sources=_frozen(table[:, 0].astype(np.int32)),
-        kinds=_frozen(table[:, 1].astype(np.uint8)),
-        parameters=_frozen(np.ascontiguousarray(table[:, 2:])),
+        sources=frozen(table[:, 0].astype(np.int32)),
+        kinds=frozen(table[:, 1].astype(np.uint8)),
+        parameters=frozen(np.ascontiguousarray(table[:, 2:])),
     )
 
 
@@ -266,14 +253,14 @@ def _action_columns(
     return ActionColumns(
         names=names,
         rows={name: row for row, name in enumerate(names)},
-        hashes=_frozen(np.array(hashes, np.uint64)),
-        valid_from_us=_frozen(np.array(from_us, np.int64)),
-        valid_until_us=_frozen(np.array(until_us, np.int64)),
-        rules=_frozen(np.array(rule_rows, np.int32)),
-        worth=_frozen(np.array([value, lever], np.float64).T.copy()),
+        hashes=frozen(np.array(hashes, np.uint64)),
+        valid_from_us=frozen(np.array(from_us, np.int64)),
+        valid_until_us=frozen(np.array(until_us, np.int64)),
+        rules=frozen(np.array(rule_rows, np.int32)),
+        worth=frozen(np.array([value, lever], np.float64).T.copy()),
         values=tuple(value),
-        weights=_frozen(weights),
-        facts=_frozen(np.array(values, np.float64).reshape(n, n_facts)),
+        weights=frozen(weights),
+        facts=frozen(np.array(values, np.float64).reshape(n, n_facts)),
         slot_bytes=tuple(slot_bytes),
         record_bytes=tuple(SlotRecord(row=row, action=name).SerializeToString() for row, name in enumerate(names)),
     )
@@ -316,8 +303,3 @@ def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], g
         ),
         record_bytes=SlotRecord(goal=placement.goal, on_impression=on_impression).SerializeToString(),
     )
-
-
-def _frozen(array: _Array) -> _Array:
-    array.flags.writeable = False
-    return array

@@ -7,18 +7,19 @@ finds, said so that the author can mend it. Knows nothing of actions' values, pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cel.expr import checked_pb2, syntax_pb2
 from cel_expr_python import cel
-from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, timestamp_pb2
+from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 
 from server.catalog.catalog import (
     AND,
+    CONTAINS,
     EQUAL,
     GREATER,
     GREATER_EQUAL,
@@ -29,19 +30,13 @@ from server.catalog.catalog import (
     Fact,
 )
 from server.catalog.rule_faults import EXAMPLES, SUPPORTED, RefusedError, compile_faults, meant, position, spelling
+from server.catalog.scopes import ELIGIBILITY, NOW, PACKAGE, Scope, messages
 from tsugi.v1 import catalog_pb2
 
 EXPRESSION_BYTES_MAX: Final = 2_048
 
-_PACKAGE: Final = "tsugi.facts"
-_FIELD_TYPES: Final = {
-    catalog_pb2.ATTRIBUTE_TYPE_NUMBER: descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
-    catalog_pb2.ATTRIBUTE_TYPE_BOOL: descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-    catalog_pb2.ATTRIBUTE_TYPE_CATEGORY: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-    catalog_pb2.ATTRIBUTE_TYPE_TEXT: descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-    catalog_pb2.ATTRIBUTE_TYPE_TIME: descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-}
 _CATEGORY: Final = catalog_pb2.ATTRIBUTE_TYPE_CATEGORY
+_SET: Final = catalog_pb2.ATTRIBUTE_TYPE_SET
 _TEXTUAL: Final = (_CATEGORY, catalog_pb2.ATTRIBUTE_TYPE_TEXT)
 _COMPARISONS: Final = {
     "_<_": LESS,
@@ -66,14 +61,17 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """facts[left] - facts[right] compared with the constant plus an action's own facts, each with its sign."""
+    """facts[left] - facts[right] compared with the constant plus an action's own facts, each with its sign.
+
+    CONTAINS asks facts[left], a set, for the value whose code that sum is.
+    """
 
     operator: int
     left: int | None  # None: nothing but action facts is compared, and 0 stands here
     right: int | None
     constant: float
     action_facts: tuple[tuple[float, Fact], ...]
-    coder: Fact | None  # of texts: the fact whose codes number them
+    coder: Fact | None  # of texts: the fact whose codes number them; of CONTAINS the set
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class _Sum:
 def code_of(coder: Fact, text: str) -> float:
     """Return the number that stands for a text wherever the coder's values are compared.
 
-    A text fact gives a new text the next code; a category knows its allowed values, and -1 equals none of them.
+    A text fact gives a new text the next code; a category or set knows its allowed values, and -1 is none of them.
     """
     if coder.type == catalog_pb2.ATTRIBUTE_TYPE_TEXT:
         return float(coder.codes.setdefault(text, len(coder.codes)))
@@ -146,15 +144,15 @@ def code_of(coder: Fact, text: str) -> float:
 class Language:
     """The CEL of one catalog: its facts as typed messages, and the library's compiler over them."""
 
-    def __init__(self, facts: Sequence[Fact], action_facts: Sequence[Fact]) -> None:
+    def __init__(self, facts: Sequence[Fact], action_facts: Sequence[Fact], scope: Scope = ELIGIBILITY) -> None:
         """Declare the facts; see RuleCompiler."""
-        self.facts = {fact.name: fact for fact in (*facts, *action_facts)}
+        self.scope = scope
+        self.facts = {fact.name: fact for fact in scope.readable((*facts, *action_facts))}
         self.rows = {fact.name: row for row, fact in enumerate(facts)}
         self._env = cel.NewEnv(
-            descriptor_pool=_messages(self.facts.values()),
+            descriptor_pool=messages(self.facts.values(), scope.roots),
             variables={
-                "now": cel.Type.TIMESTAMP,
-                **{root: cel.Type(f"{_PACKAGE}.{root}") for root in ("profile", "context", "action")},
+                root: cel.Type.TIMESTAMP if root == NOW else cel.Type(f"{PACKAGE}.{root}") for root in scope.roots
             },
         )
         # The library reads its own literals, so that no second grammar of instants and spans exists.
@@ -175,7 +173,7 @@ class Language:
         try:
             expression = self._env.compile(text)
         except RuntimeError as error:
-            raise RefusedError(compile_faults(text, str(error), self.facts)) from None
+            raise RefusedError(compile_faults(text, str(error), self.facts, self.scope.why_hidden)) from None
         if expression.return_type() != cel.Type.BOOL:
             raise RefusedError(["a rule is true or false; compare this value with something"])
         checked = checked_pb2.CheckedExpr()
@@ -195,32 +193,6 @@ class Language:
         if isinstance(value, datetime):
             return float((value - _EPOCH) // _MICROSECOND)
         return float(value // _MICROSECOND) if isinstance(value, timedelta) else None
-
-
-def _messages(facts: Iterable[Fact]) -> descriptor_pool.DescriptorPool:
-    """Declare the facts as the messages profile, context and action."""
-    # proto2: all fields have presence, and names that differ by an underscore alone may stand side by side.
-    file = descriptor_pb2.FileDescriptorProto(name="tsugi/facts.proto", package=_PACKAGE, syntax="proto2")
-    file.dependency.append(timestamp_pb2.DESCRIPTOR.name)
-    messages = {root: file.message_type.add(name=root) for root in ("profile", "context", "action")}
-    for number, fact in enumerate(facts, start=1):
-        root, _, name = fact.name.partition(".")
-        if not name:
-            continue  # now
-        field = messages[root].field.add(
-            name=name,
-            json_name=f"f{number}",
-            number=number,
-            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
-            type=_FIELD_TYPES[fact.type],
-        )
-        if fact.type == catalog_pb2.ATTRIBUTE_TYPE_TIME:
-            field.type_name = f".{timestamp_pb2.Timestamp.DESCRIPTOR.full_name}"
-    pool = descriptor_pool.DescriptorPool()
-    for needed in (timestamp_pb2.DESCRIPTOR, duration_pb2.DESCRIPTOR):
-        pool.AddSerializedFile(needed.serialized_pb)
-    pool.AddSerializedFile(file.SerializeToString())
-    return pool
 
 
 class _Reader:
@@ -255,12 +227,34 @@ class _Reader:
         function, arguments = expr.call_expr.function, expr.call_expr.args
         if function in _COMPARISONS:
             return self._compare(expr, _COMPARISONS[function], *arguments)
-        if function == "@in" and arguments[1].list_expr.elements:
-            needle, elements = arguments[0], arguments[1].list_expr.elements
-            return Join(OR, tuple(self._collect(self._compare, each, EQUAL, needle, each) for each in elements))
+        if function == "@in":
+            return self._among(expr, *arguments)
         if function in _CONNECTIVES:
             return _CONNECTIVES[function](*map(self.condition, arguments))
         raise self._unsupported(expr)
+
+    def _among(self, expr: syntax_pb2.Expr, needle: syntax_pb2.Expr, haystack: syntax_pb2.Expr) -> Condition:
+        if haystack.HasField("select_expr"):
+            return self._contains(expr, needle, haystack)
+        elements = haystack.list_expr.elements
+        if not elements:
+            raise self._unsupported(expr)
+        return Join(OR, tuple(self._collect(self._compare, each, EQUAL, needle, each) for each in elements))
+
+    def _contains(self, expr: syntax_pb2.Expr, needle: syntax_pb2.Expr, haystack: syntax_pb2.Expr) -> Condition:
+        """Read whether a set has a value: a literal, or a text of the action."""
+        fact, value = self._fact(haystack), self._term(needle)
+        if fact.type != _SET:
+            raise self._only_known(haystack, fact)
+        own: tuple[tuple[float, Fact], ...] = ()
+        code = 0.0
+        if isinstance(value, str):
+            code = self._code(needle, value, fact)
+        elif _is_textual(value) and value.plus[0].name not in self._rows:
+            own = ((1.0, value.plus[0]),)
+        else:
+            raise self._refusal(expr, f"a set is asked for a literal or for a text of the action, in {fact.name}")
+        return Comparison(CONTAINS, self._rows[fact.name], None, code, own, fact)
 
     def _compare(
         self, expr: syntax_pb2.Expr, operator: int, left: syntax_pb2.Expr, right: syntax_pb2.Expr
@@ -284,10 +278,13 @@ class _Reader:
     def _coded(self, expr: syntax_pb2.Expr, side: _Sum | str, coder: Fact | None) -> _Sum:
         if isinstance(side, _Sum) or coder is None:
             return side if isinstance(side, _Sum) else _Sum()
-        if coder.type == _CATEGORY and side not in coder.codes:
-            hint = meant(side, coder.codes) or f"; allowed are {', '.join(list(coder.codes)[:8])}"
-            raise self._refusal(expr, f"{side[:64]!r} is no allowed value of {coder.name}{hint}")
-        return _Sum(constant=code_of(coder, side))
+        return _Sum(constant=self._code(expr, side, coder))
+
+    def _code(self, expr: syntax_pb2.Expr, text: str, coder: Fact) -> float:
+        if coder.type in (_CATEGORY, _SET) and text not in coder.codes:
+            hint = meant(text, coder.codes) or f"; allowed are {', '.join(list(coder.codes)[:8])}"
+            raise self._refusal(expr, f"{text[:64]!r} is no allowed value of {coder.name}{hint}")
+        return code_of(coder, text)
 
     def _difference(
         self, expr: syntax_pb2.Expr, operator: int, left: _Sum, right: _Sum, coder: Fact | None = None
@@ -327,7 +324,10 @@ class _Reader:
             case "ident_expr" if expr.ident_expr.name == "now":
                 return _Sum((self._facts["now"],))
             case "select_expr" if not expr.select_expr.test_only:
-                return _Sum((self._fact(expr),))
+                fact = self._fact(expr)
+                if fact.type in (_SET, catalog_pb2.ATTRIBUTE_TYPE_VECTOR):
+                    raise self._only_known(expr, fact)
+                return _Sum((fact,))
             case "call_expr":
                 return self._call(expr)
         raise self._unsupported(expr)
@@ -373,6 +373,11 @@ class _Reader:
         if fact is None:
             raise self._unsupported(expr)
         return fact
+
+    def _only_known(self, expr: syntax_pb2.Expr, fact: Fact) -> RefusedError:
+        if fact.type == _SET:
+            return self._refusal(expr, f"a set is asked for its values: {next(iter(fact.codes))!r} in {fact.name}")
+        return self._refusal(expr, f"of a vector a rule asks only whether it is known: has({fact.name})")
 
     def _unsupported(self, expr: syntax_pb2.Expr) -> RefusedError:
         what = spelling(expr.call_expr.function) or _WORDS.get(str(expr.WhichOneof("expr_kind")), "this")

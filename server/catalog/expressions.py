@@ -1,4 +1,4 @@
-"""Eligibility rules: what does this CEL text compare?
+"""Rules (eligibility, segments, filters of windows): what does this CEL text compare?
 
 Handed the catalog's declared facts and rule texts, it has the CEL library parse and type-check each text once, then
 lowers the checked tree to comparisons on the fact vector (``Rules``). Facts of an action are constants of that action
@@ -46,6 +46,7 @@ from server.catalog.conditions import (
     code_of,
 )
 from server.catalog.rule_faults import RefusedError
+from server.catalog.scopes import ELIGIBILITY, Scope
 from server.errors import Violation
 from tsugi.v1.value_pb2 import Value
 
@@ -85,6 +86,24 @@ _FALSE: Final = _Program((FALSE,))
 _UNKNOWN: Final = _Program((_Atom(NOW_FACT, -1, EQUAL, math.nan),))
 
 
+def _frozen(rules: Rules) -> Rules:
+    for array in rules.columns():
+        array.flags.writeable = False
+    return rules
+
+
+NO_RULES: Final = _frozen(
+    Rules(
+        left=np.zeros(0, np.int32),
+        right=np.zeros(0, np.int32),
+        operators=np.zeros(0, np.uint8),
+        constants=np.zeros(0),
+        steps=np.zeros(0, np.int32),
+        starts=np.zeros(1, np.int32),
+    )
+)
+
+
 class RuleCompiler:
     """Lowers the rules of one catalog; equal rules and equal comparisons are kept once.
 
@@ -92,16 +111,18 @@ class RuleCompiler:
     are encoded, and the fact space is frozen, only after the last rule was added.
     """
 
-    def __init__(self, facts: Sequence[Fact], action_facts: Sequence[Fact]) -> None:
+    def __init__(self, facts: Sequence[Fact], action_facts: Sequence[Fact] = (), scope: Scope = ELIGIBILITY) -> None:
         """Declare what rules may speak of.
 
         Args:
-            facts: the fact vector in its order: now, profile.*, context.*. Names are valid and unique.
+            facts: the vector that rules are evaluated over, in its order, such as now, profile.*, context.*. Names are
+                valid and unique.
             action_facts: action.*, valid and unique too.
+            scope: which of these facts a rule may read.
 
         Cost: about 1 ms.
         """
-        self._language = Language(facts, action_facts)
+        self._language = Language(facts, action_facts, scope)
         self._conditions: dict[str, Condition | list[str]] = {}  # or what is wrong with the text
         self._atoms: dict[_Atom, int] = {}
         self._rules: dict[tuple[int, ...], int] = {}
@@ -131,17 +152,16 @@ class RuleCompiler:
         """Return all rules added so far; the arrays are read-only."""
         columns = np.array(list(self._atoms), np.float64).reshape(-1, 4).T
         lengths = [len(steps) for steps in self._rules]
-        rules = Rules(
-            left=columns[0].astype(np.int32),
-            right=columns[1].astype(np.int32),
-            operators=columns[2].astype(np.uint8),
-            constants=columns[3].copy(),
-            steps=np.array([step for steps in self._rules for step in steps], np.int32),
-            starts=np.cumsum([0, *lengths], dtype=np.int32),
+        return _frozen(
+            Rules(
+                left=columns[0].astype(np.int32),
+                right=columns[1].astype(np.int32),
+                operators=columns[2].astype(np.uint8),
+                constants=columns[3].copy(),
+                steps=np.array([step for steps in self._rules for step in steps], np.int32),
+                starts=np.cumsum([0, *lengths], dtype=np.int32),
+            )
         )
-        for array in rules.columns():
-            array.flags.writeable = False
-        return rules
 
     def _condition(self, text: str) -> Condition:
         condition = self._conditions.get(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 FAULTS_MAX: Final = 16  # of one text; the rest follows from them more often than not
@@ -66,31 +66,33 @@ def spelling(function: str) -> str:
     return "? :" if function == "_?_:_" else function.strip("_@")
 
 
-def compile_faults(text: str, message: str, names: Collection[str]) -> list[str]:
+def compile_faults(text: str, message: str, names: Collection[str], why_hidden: Callable[[str], str]) -> list[str]:
     """Turn the library's message about a text that does not compile into our faults.
 
     Args:
         text: the rule.
         message: what the library raised, several lines.
-        names: every declared fact.
+        names: every fact that the rule may read.
+        why_hidden: says of a name that is declared elsewhere why the rule may not read it, else nothing.
     """
     if "recursion" in message:
         return ["nested too deeply; at most 32 levels"]
     faults = []
     for line, column, what in _ERROR.findall(message):
         offset = sum(len(each) for each in text.splitlines(keepends=True)[: int(line) - 1]) + int(column) - 1
-        faults.append(f"{position(text, offset)}: {_say(text, offset, what, names)}")
+        faults.append(f"{position(text, offset)}: {_say(text, offset, what, names, why_hidden)}")
         if what.startswith("Syntax error"):
             break  # what follows a syntax error is a guess
     return faults[:FAULTS_MAX] or ["not a CEL expression"]
 
 
-def _say(text: str, offset: int, what: str, names: Collection[str]) -> str:
+def _say(text: str, offset: int, what: str, names: Collection[str], why_hidden: Callable[[str], str]) -> str:
     if found := _FIELD.match(what) or _NAME.match(what):
         name = ".".join(reversed(found.groups()))[:128]
         if "." not in name and text[offset : offset + 1] == "(":
             return f"there is no function {name}; {SUPPORTED}"
-        return f"{name} is not declared" + meant(name, names)
+        why = why_hidden(name)
+        return f"{name} {why}" if why else f"{name} is not declared" + meant(name, names)
     if found := _OVERLOAD.match(what):
         return _say_overload(text, offset, found[1], found[2])
     if found := _SYNTAX.match(what):

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from server.catalog.catalog import Doubles, Floats, Rows
-from server.decisioning.kernel import kernel
+from server.kernel import kernel
 
 
 @kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from server.catalog.catalog import Bytes, Doubles, Mask, Rows
-from server.decisioning.kernel import kernel
+from server.kernel import kernel
 from tsugi.v1.decision_pb2 import RefusalReason
 
 LISTED, NOT_LISTED, EXCLUDED = 0, 1, 2

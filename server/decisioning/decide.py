@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from server.catalog.catalog import GREEDY, SQUARE_CB, THOMPSON, Bytes, Catalog, Doubles, Floats, Rows
 from server.decisioning import arbitration, candidacy, eligibility, exploration, features
-from server.decisioning.kernel import kernel
 from server.decisioning.models import NO_GOAL, Models
+from server.kernel import kernel
 from tsugi.v1.decision_pb2 import ChoiceReason
 
 EXPLORE, RANDOM_CONTROL, NO_EXPLORATION = 0, 1, 2

@@ -10,29 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import (
-    AND,
-    EQUAL,
-    FALSE,
-    GREATER,
-    GREATER_EQUAL,
-    KNOWN,
-    LESS,
-    LESS_EQUAL,
-    NOT,
-    NOT_EQUAL,
-    OR,
-    RULE_STACK_MAX,
-    TRUE,
-    Bytes,
-    Doubles,
-    Mask,
-    Rows,
-)
-from server.decisioning.kernel import kernel
+from server.catalog.catalog import RULE_STACK_MAX, Bytes, Doubles, Mask, Rows
+from server.catalog.evaluation import NO, YES, compare, evaluate
+from server.kernel import kernel
 from tsugi.v1.decision_pb2 import RefusalReason
-
-NO, YES, NOT_KNOWN = 0, 1, 2
 
 _NOT_YET_VALID = int(RefusalReason.REFUSAL_REASON_NOT_YET_VALID)
 _NO_LONGER_VALID = int(RefusalReason.REFUSAL_REASON_NO_LONGER_VALID)
@@ -92,61 +73,3 @@ def gate(
                 reasons[row] = _NOT_ELIGIBLE if verdicts[rule] == NO else _FACT_UNKNOWN
         passed[row] = reasons[row] == 0
     return passed, reasons
-
-
-@kernel
-def compare(facts: Doubles, left: Rows, right: Rows, operators: Bytes, constants: Doubles) -> Bytes:
-    """Evaluate every atom: uint8[atoms] of NO, YES or NOT_KNOWN."""
-    atoms = np.empty(left.size, np.uint8)
-    for i in range(left.size):
-        fact = facts[left[i]]
-        if right[i] >= 0:
-            fact -= facts[right[i]]
-        constant = constants[i]
-        operator = operators[i]
-        if operator == KNOWN:
-            atoms[i] = NO if np.isnan(fact) else YES
-        elif np.isnan(fact) or np.isnan(constant):
-            atoms[i] = NOT_KNOWN
-        else:
-            atoms[i] = (
-                (operator == LESS and fact < constant)
-                or (operator == LESS_EQUAL and fact <= constant)
-                or (operator == EQUAL and fact == constant)
-                or (operator == NOT_EQUAL and fact != constant)
-                or (operator == GREATER_EQUAL and fact >= constant)
-                or (operator == GREATER and fact > constant)
-            )
-    return atoms
-
-
-@kernel
-def evaluate(atoms: Bytes, steps: Rows, stack: Bytes) -> int:
-    """Run one rule's postfix program over the atoms: NO, YES or NOT_KNOWN (Kleene's strong three-valued logic).
-
-    The stack is scratch: to make one for each rule would cost more than the rule.
-    """
-    top = -1
-    for step in steps:
-        if step == AND or step == OR:
-            a, b = stack[top - 1], stack[top]
-            top -= 1
-            settling = NO if step == AND else YES
-            if a == settling or b == settling:
-                stack[top] = settling
-            elif a == NOT_KNOWN or b == NOT_KNOWN:
-                stack[top] = NOT_KNOWN
-            else:
-                stack[top] = YES - settling
-        elif step == NOT:
-            if stack[top] != NOT_KNOWN:
-                stack[top] = YES - stack[top]
-        else:
-            top += 1
-            if step == TRUE:
-                stack[top] = YES
-            elif step == FALSE:
-                stack[top] = NO
-            else:
-                stack[top] = atoms[step]
-    return int(stack[0])

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.catalog import Doubles, Floats, Mask
-from server.decisioning.kernel import kernel
+from server.kernel import kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Standard normal quantiles at 4,096 equal steps: a posterior draw by one look-up. The outermost lies at 3.67.

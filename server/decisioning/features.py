@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from server.catalog.catalog import EQUALS, SCALED, Bytes, Doubles, FeatureColumns, Floats, Rows
-from server.decisioning.kernel import kernel
+from server.kernel import kernel
 
 
 @kernel

@@ -18,6 +18,7 @@ from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
 from server.errors import field_invalid, limit_exceeded, not_found
 from server.profiles import repository
+from server.profiles.identity import lookup_key
 from server.storage.record import NO_KEY
 from server.storage.store import Snapshot
 from tsugi.v1 import catalog_pb2
@@ -158,22 +159,34 @@ def gather_request(asked: Asked, batch: Batch) -> None:
             check_value(f"context.{name}", value)
         facts[position] = number
     for i, identity in enumerate(request.identities):
-        if identity.namespace not in catalog.namespaces:
+        if identity.namespace not in catalog.profiles.namespaces:
             raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
 
 
-def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot) -> None:
-    """Find the person and write what is known of them into the batch's next row; say what is missing."""
+def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: frozenset[bytes]) -> None:
+    """Find the person and write what is known of them into the batch's next row; say what is missing.
+
+    Args:
+        asked: the request.
+        batch: its next row is written.
+        snapshot: the state.
+        erased: keys of identities and profiles that are forgotten, though the state knows them yet.
+    """
     catalog, request = batch.catalog, asked.request
-    profile_key: bytes | None
-    if request.profile_id:
-        profile_key = bytes.fromhex(request.profile_id)
-    else:
-        profile_key = repository.find(snapshot, request.identities)
+    keys = tuple([lookup_key(identity, catalog.profiles) for identity in request.identities])
+    profile_key = (
+        repository.present_key(snapshot, bytes.fromhex(request.profile_id))
+        if request.profile_id
+        else repository.find(snapshot, keys)
+    )
+    if erased and (profile_key in erased or not erased.isdisjoint(keys)):
+        profile_key = None
+    stored: repository.StoredRecord | None = None
     try:
-        stored = repository.load(snapshot, profile_key) if profile_key is not None else None
+        if profile_key is not None:
+            stored = repository.load(snapshot, profile_key)
         if stored is not None:
-            batch.facts[len(batch.asked), catalog.space.profile_slice] = repository.facts_under(stored, catalog.space)
+            repository.write_facts(stored, catalog, snapshot, batch.now_us, batch.facts[len(batch.asked)])
     except repository.CorruptProfileError:
         asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNAVAILABLE)
     else:
@@ -181,10 +194,10 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot) -> None:
             profile_key = None
             asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNKNOWN)
     asked.profile_key = profile_key or b""
-    asked.subjects = (
-        (asked.profile_key,) if asked.profile_key else tuple(map(repository.identity_key, request.identities))
-    )
-    asked.mode = RANDOM_CONTROL if is_random_control(catalog, asked.subjects[0] if asked.subjects else b"") else EXPLORE
+    asked.subjects = (asked.profile_key,) if asked.profile_key else keys
+    # By the identity that begins the profile: a stranger who becomes known by it stays on the same side.
+    subject = stored.leader if stored is not None else keys[0] if keys else b""
+    asked.mode = RANDOM_CONTROL if is_random_control(catalog, subject) else EXPLORE
 
 
 def is_random_control(catalog: Catalog, subject: bytes) -> bool:
@@ -192,7 +205,8 @@ def is_random_control(catalog: Catalog, subject: bytes) -> bool:
 
     Args:
         catalog: states share and salt.
-        subject: the profile key, or for a person not known yet the first identity's key; empty: nobody.
+        subject: the key of the identity that begins the profile, or for a person not known yet of the first one
+            named; empty: nobody.
     """
     if not catalog.random_control_share or not subject:
         return False

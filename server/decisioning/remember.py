@@ -20,8 +20,8 @@ from server.decisioning import reply
 from server.decisioning.decide import RANDOM_CONTROL, Decisions
 from server.decisioning.gather import Batch
 from server.decisioning.live import Live
-from server.decisioning.wire import head
 from server.tokens import TokenKey
+from server.wire import head
 from tsugi.log.v1.record_pb2 import DecisionRecord
 
 DISTRIBUTION_ROWS_MAX: Final = 256

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from server.decisioning.wire import head, varint
+from server.wire import head, varint
 
 # Tags of tsugi.v1.Slot: propensity = 6, value = 7, priority = 8, selection_probability = 9 (64-bit), reasons = 10
 # (packed, one value). Of tsugi.v1.DecideResponse: decision_id = 1, slots = 2, degradations = 3, expire_time = 6,

@@ -27,6 +27,7 @@ from server.decisioning.gather import Asked, Batch, gather_profile, gather_reque
 from server.decisioning.live import Live
 from server.decisioning.remember import Views
 from server.errors import TsugiError
+from server.profiles.erased import Erased
 from server.storage.applied import Applied, read_applied
 from server.storage.committer import GroupCommitter, Receipts
 from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, Receipt, refusal, settled
@@ -58,7 +59,7 @@ class DecisionService:
     """Decides for one worker. All methods are called on the event loop.
 
     Args:
-        log: read for repeated request ids.
+        log: read for repeated request ids and for erasures that are not projected yet.
         store: profiles.
         committer: where records go.
         token_key: signs decision ids.
@@ -86,6 +87,7 @@ class DecisionService:
         self._queue: list[Asked] = []
         self._waiting: list[Asked] = []
         self._scratch = Scratch()
+        self._erased = Erased(log)
         self._request_s = 0.0  # what deciding one request took lately
 
     @property
@@ -178,6 +180,7 @@ class DecisionService:
         is_learner_stale = now_us - live.models.learned_time_us > LEARNER_STALE_US
         with self._store.read() as snapshot:
             state = read_applied(snapshot)
+            erased = self._erased.since(state.lsn)
             for asked in queue:
                 if asked.waiter.done():  # the caller went away
                     continue
@@ -188,7 +191,7 @@ class DecisionService:
                     if self._is_too_early(asked, state, live) or self._is_repeated(asked):
                         continue
                     gather_request(asked, batch)
-                    gather_profile(asked, batch, snapshot)
+                    gather_profile(asked, batch, snapshot, erased)
                 except TsugiError as error:
                     asked.refuse(error)
                     batch.discard()
@@ -196,7 +199,6 @@ class DecisionService:
                 if not is_recording and not asked.request.preview:
                     if asked.request.decision_ack == DecisionAck.DECISION_ACK_DURABLE:
                         asked.refuse(refusal(LogUnavailableError()))
-                        pass
                         continue
                     asked.mode = NO_EXPLORATION
                     asked.degradations.append(Degradation.DEGRADATION_EXPLORATION_OFF)

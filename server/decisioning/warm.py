@@ -15,6 +15,7 @@ from server.catalog.compile import compile_catalog
 from server.decisioning.decide import EXPLORE, Questions, Scratch, decide
 from server.decisioning.features import encode_rows
 from server.decisioning.models import align, no_champion
+from server.profiles import derived
 from tsugi.v1 import catalog_pb2
 
 
@@ -34,6 +35,12 @@ def warm() -> None:
     )
     decide(questions, catalog, models, Scratch())
     encode_rows(facts, catalog.learned)
+    derived.warm(catalog)
+
+
+def warm_profiles() -> None:
+    """Fold one profile of the sample catalog: all that the projector needs."""
+    derived.warm(compile_catalog(_sample()))
 
 
 def _sample() -> catalog_pb2.Catalog:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
@@ -17,14 +16,17 @@ from google.protobuf.message import Message
 
 from server import telemetry
 from server.catalog.catalog import Catalog, Fact
-from server.errors import TsugiError, field_invalid, limit_exceeded, not_found
-from server.profiles import repository
+from server.catalog.profile_terms import ProfileTerms, Source
+from server.errors import TsugiError, field_invalid, not_found
+from server.profiles import golden
+from server.profiles.identity import Named, named_all
 from server.storage.committer import GroupCommitter
 from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, refusal, settled
 from server.storage.record import CorruptRecordError, Draft
-from server.storage.store import Snapshot, Store
+from server.storage.store import Snapshot, Store, Table
 from server.tokens import TokenKey
-from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind, SourceRecordAccepted
+from server.wire import head
+from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
 from tsugi.v1.profile_service_pb2 import SourceRecord
@@ -32,7 +34,8 @@ from tsugi.v1.value_pb2 import Value
 
 # Clocks of callers and of this machine differ; an outcome may seem to lie this much before its decision.
 CLOCK_SKEW_US: Final = 5 * 60 * 1_000_000
-TEXT_BYTES_MAX: Final = 1_024
+
+_RECORD: Final = 1  # field of SourceRecordAccepted
 
 
 class Accepted(NamedTuple):
@@ -80,12 +83,12 @@ class Ingest:
         Raises:
             TsugiError: CATALOG_MISSING, LOG_*: of the whole call, nothing may be taken as recorded.
         """
-        catalog = self._require_catalog()
+        catalog = require_catalog(self._catalog())
         return await self._commit(_each(outcomes, lambda outcome: self._outcome(outcome, catalog)), "outcome")
 
     async def ingest(self, records: Sequence[SourceRecord | TsugiError]) -> list[Accepted | TsugiError]:
         """Record source records; every Accepted is on disk. See report for arguments and errors."""
-        catalog = self._require_catalog()
+        catalog = require_catalog(self._catalog())
         with self._store.read() as snapshot:
             drafts = _each(records, lambda record: self._source_record(record, catalog, snapshot))
         return await self._commit(drafts, "source_record")
@@ -107,14 +110,6 @@ class Ingest:
                 results.append(error)
         telemetry.RECORDS_ACCEPTED.labels(kind).inc(sum(isinstance(result, Accepted) for result in results))
         return results
-
-    def _require_catalog(self) -> Catalog:
-        catalog = self._catalog()
-        if catalog is None:
-            raise TsugiError(
-                ErrorReason.ERROR_REASON_CATALOG_MISSING, "no catalog is in force yet; push one with PushCatalog"
-            )
-        return catalog
 
     def _outcome(self, request: ReportOutcomeRequest, catalog: Catalog) -> Draft:
         token = self._token_key.verify(request.decision_id)
@@ -180,25 +175,37 @@ class Ingest:
         return record.subjects
 
     def _source_record(self, record: SourceRecord, catalog: Catalog, snapshot: Snapshot) -> Draft:
+        data = record.SerializeToString(deterministic=True)
+        terms = catalog.profiles
+        source = terms.sources.get(record.source)
+        ids = named_all(record.identities, terms, source.default_country_code if source is not None else "")
         draft = Draft(
             kind=RecordKind.RECORD_KIND_SOURCE_RECORD,
-            payload=SourceRecordAccepted(record=record).SerializeToString(),
+            payload=head(_RECORD, len(data)) + data,  # a SourceRecordAccepted
             key=self._token_key.record_key(b"source_record", record.source.encode(), record.record_id),
-            payload_digest=_digest(record),
-            subjects=tuple(map(repository.identity_key, record.identities)),
+            payload_digest=hashlib.blake2b(data, digest_size=16).digest(),
+            subjects=tuple([one.key for one in ids]),
         )
         try:
-            _check_source_record(record, catalog)
-            if len(repository.find_all(snapshot, record.identities)) > 1:
-                raise TsugiError(
-                    ErrorReason.ERROR_REASON_IDENTITIES_CONFLICT,
-                    "identities: they belong to two known profiles; send the record for one of them",
-                    field="identities",
-                )
+            _check_source_record(record, source, catalog)
+            _check_shared(ids, terms, snapshot)
         except TsugiError:
             if not self._is_recorded(draft):
                 raise
         return draft
+
+
+def require_catalog(catalog: Catalog | None) -> Catalog:
+    """Return the catalog in force.
+
+    Raises:
+        TsugiError: CATALOG_MISSING: there is none yet.
+    """
+    if catalog is None:
+        raise TsugiError(
+            ErrorReason.ERROR_REASON_CATALOG_MISSING, "no catalog is in force yet; push one with PushCatalog"
+        )
+    return catalog
 
 
 _Item = TypeVar("_Item")
@@ -230,34 +237,76 @@ def _check_outcome(request: ReportOutcomeRequest, catalog: Catalog) -> None:
         )
 
 
-def _check_source_record(record: SourceRecord, catalog: Catalog) -> None:
+def _check_source_record(record: SourceRecord, source: Source | None, catalog: Catalog) -> None:
+    """Refuse what is not declared, what the source may not say, and values that are not as declared."""
+    terms = catalog.profiles
+    if source is None:
+        raise _not_allowed("source", record.source, "no source of this name is declared; add it to the catalog")
     for i, identity in enumerate(record.identities):
-        if identity.namespace not in catalog.namespaces:
+        if identity.namespace not in terms.namespaces:
             raise not_found("identity namespace", identity.namespace, f"identities[{i}].namespace")
+        if identity.namespace not in source.namespaces:
+            raise _not_allowed(f"identities[{i}].namespace", record.source, f"it may not name a {identity.namespace}")
     for name, value in record.attributes.items():
-        position = catalog.space.index.get(f"profile.{name}")
-        if position is None:
+        row = terms.attribute_rows.get(name)
+        if row is None:
             raise not_found("profile attribute", name, f"attributes.{name[:64]}")
-        _check_value(f"attributes.{name}", catalog.space.facts[position], value)
+        if name not in source.attributes:
+            raise _not_allowed(f"attributes.{name}", record.source, f"it may not write {name}")
+        _check_fact("attributes", name, terms.attributes[row].fact, value)
     if record.HasField("event"):
-        properties = catalog.event_properties.get(record.event.type)
-        if properties is None:
-            raise not_found("event type", record.event.type, "event.type")
-        for name, value in record.event.properties.items():
-            if name not in properties:
-                raise not_found("event property", name, f"event.properties.{name[:64]}")
-            _check_value(f"event.properties.{name}", properties[name], value)
+        _check_event(record, source, terms)
+    for i, consent in enumerate(record.consents):
+        if consent.purpose not in terms.consent_purposes:
+            raise not_found("consent purpose", consent.purpose, f"consents[{i}].purpose")
+        if consent.channel and consent.channel not in catalog.channel_rows:
+            raise not_found("channel", consent.channel, f"consents[{i}].channel")
 
 
-def _check_value(path: str, fact: Fact, value: Value) -> None:
+def _check_event(record: SourceRecord, source: Source, terms: ProfileTerms) -> None:
+    event = terms.events.get(record.event.type)
+    if event is None:
+        raise not_found("event type", record.event.type, "event.type")
+    if record.event.type not in source.event_types:
+        raise _not_allowed("event.type", record.source, f"it may not report a {record.event.type}")
+    for name, value in record.event.properties.items():
+        fact = event.properties.get(name)
+        if fact is None:
+            raise not_found("event property", name, f"event.properties.{name[:64]}")
+        _check_fact("event.properties", name, fact, value)
+
+
+def _check_fact(path: str, name: str, fact: Fact, value: Value) -> None:
     """Refuse a value that is not of the declared type or not within its bounds."""
-    if value.WhichOneof("kind") == "text_value":
-        if len(value.text_value.encode()) > TEXT_BYTES_MAX:
-            raise limit_exceeded(path, len(value.text_value.encode()), TEXT_BYTES_MAX, "bytes")
-        if any(unicodedata.category(character) == "Cc" for character in value.text_value):
-            raise field_invalid(path, "control characters are not allowed")
     if math.isnan(fact.encode(value)):
-        raise field_invalid(path, fact.wanted())
+        raise field_invalid(f"{path}.{name}", fact.wanted())
+
+
+def _check_shared(ids: Sequence[Named], terms: ProfileTerms, snapshot: Snapshot) -> None:
+    """Refuse a record that nothing but values shared by too many people would say whose it is."""
+    for one in ids:
+        if snapshot.get(Table.IDENTITIES, one.key) is not None:
+            return
+    for one in ids:
+        node = golden.node_of(snapshot, one.key)
+        if node is None or not node.too_shared:
+            return
+    limit = terms.namespaces[ids[0].identity.namespace].shared_max
+    raise TsugiError(
+        ErrorReason.ERROR_REASON_IDENTITY_TOO_SHARED,
+        f"identities: each stands beside more than {limit} others; send one that is the person's own",
+        field="identities",
+        limit=limit,
+    )
+
+
+def _not_allowed(field: str, source: str, why: str) -> TsugiError:
+    return TsugiError(
+        ErrorReason.ERROR_REASON_SOURCE_NOT_ALLOWED,
+        f"{field}: source {source[:64]!r}: {why}",
+        field=field,
+        source=source[:64],
+    )
 
 
 def _digest(message: Message) -> bytes:

@@ -11,13 +11,16 @@ import hashlib
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from server import telemetry
 from server.catalog.catalog import Catalog
-from server.profiles import repository
+from server.outcomes.erasure import records_about
+from server.profiles.matching import MatchFields, fields_of
+from server.profiles.writer import NotApplicableError, ProfileWriter
 from server.storage.applied import Applied, read_applied, write_applied
 from server.storage.log import Log
 from server.storage.record import Record
@@ -25,19 +28,25 @@ from server.storage.store import Store, Table, Transaction
 from tsugi.log.v1.record_pb2 import (
     CatalogChange,
     DecisionRecord,
+    ErasureAccepted,
+    ErasureFulfilled,
+    LinkStated,
+    LogErased,
     OutcomeRecord,
+    ProfileSplit,
     RecordKind,
     SourceRecordAccepted,
 )
-from tsugi.log.v1.state_pb2 import StoredAttribute, StoredProfile
-from tsugi.v1.profile_pb2 import AttributeValue
-from tsugi.v1.profile_service_pb2 import SourceRecord
+from tsugi.log.v1.state_pb2 import StoredErasure
 
-BATCH_RECORDS_MAX = 512
+BATCH_RECORDS_MAX = 128  # so that what came last is seen some 30 ms after what came first
 UNREADABLE_MAX = 1_000
 
 _CATALOG_KEY = b"catalog"
 _LOG_KEY = b"log"
+_SWEEP_KEY = b"sweep"  # the last profile that was folded anew for the catalog in force; absent: all are
+SWEPT_AT_A_TICK = 512  # when nothing else is to be done
+SWEPT_AT_A_RECORD = 1
 _UNREADABLE = b"it is not the message of its kind"
 _CONFIGURATION_KINDS = frozenset({RecordKind.RECORD_KIND_CATALOG_CHANGE, RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE})
 
@@ -87,9 +96,14 @@ class Projector:
         with store.read() as snapshot:
             self._applied = read_applied(snapshot)
             sha256 = snapshot.get(Table.META, _CATALOG_KEY)
-            self._catalog = load_catalog(bytes(sha256)) if sha256 is not None else None
+            self._catalog: Catalog | None = None
+            self._fields: MatchFields | None = None
+            if sha256 is not None:
+                self._take(load_catalog(bytes(sha256)))
             self._n_unreadable = sum(why == _UNREADABLE for _, why in snapshot.scan(Table.QUARANTINE))
             self._has_parked = any(True for _ in snapshot.scan(Table.PARKED))
+            self._is_sweeping = snapshot.get(Table.META, _SWEEP_KEY) is not None
+        self._profiles: ProfileWriter | None = None
 
     @property
     def applied(self) -> Applied:
@@ -113,11 +127,18 @@ class Projector:
         assert records[0].lsn == self._applied.lsn + 1, "the log is applied in order, without a gap"
         configuration_lsn = self._applied.configuration_lsn
         with self._store.write() as txn:
+            self._begin(txn)
             for record in records:
                 if record.kind in _CONFIGURATION_KINDS:
                     configuration_lsn = record.lsn
+                if self._profiles is not None:
+                    self._profiles.pass_time(record)
                 if not record.is_tombstone:
                     self._apply_or_quarantine(record, txn)
+                if self._is_sweeping:
+                    self._sweep(record, txn)
+            if self._profiles is not None:
+                self._profiles.flush()
             last = Applied(records[-1].lsn, records[-1].time_us, configuration_lsn)
             write_applied(txn, last)
         self._applied = last
@@ -125,7 +146,7 @@ class Projector:
     def _apply_or_quarantine(self, record: Record, txn: Transaction) -> None:
         try:
             self._apply(record, txn)
-        except _NotApplicableError as error:
+        except NotApplicableError as error:
             self._quarantine(record, str(error), txn)
         except DecodeError:
             self._n_unreadable += 1
@@ -141,6 +162,15 @@ class Projector:
         telemetry.RECORDS_QUARANTINED.inc()
         structlog.get_logger().warning("record_quarantined", lsn=record.lsn, kind=record.kind, why=why)
 
+    def _take(self, catalog: Catalog) -> None:
+        """Go on under a catalog."""
+        self._catalog, self._fields = catalog, fields_of(catalog.profiles)
+
+    def _begin(self, txn: Transaction) -> None:
+        """Take up profiles in a transaction, under the catalog in force."""
+        if self._catalog is not None and self._fields is not None:
+            self._profiles = ProfileWriter(txn, self._catalog, self._fields, self._log.log_id)
+
     def _apply(self, record: Record, txn: Transaction) -> None:
         match record.kind:
             case RecordKind.RECORD_KIND_DECISION:
@@ -148,18 +178,70 @@ class Projector:
             case RecordKind.RECORD_KIND_OUTCOME:
                 self._apply_outcome(record, txn, as_of_lsn=record.lsn)
             case RecordKind.RECORD_KIND_SOURCE_RECORD:
-                self._apply_source_record(record, txn)
+                self._apply_source_record(record)
             case RecordKind.RECORD_KIND_CATALOG_CHANGE:
-                sha256 = CatalogChange.FromString(record.payload).catalog_sha256
-                self._catalog = self._load_catalog(sha256)
-                txn.put(Table.META, _CATALOG_KEY, sha256)
+                self._apply_catalog(CatalogChange.FromString(record.payload).catalog_sha256, txn)
+            case RecordKind.RECORD_KIND_LINK_STATED:
+                self._writer().apply_link(record, LinkStated.FromString(record.payload))
+            case RecordKind.RECORD_KIND_PROFILE_SPLIT:
+                self._writer().apply_split(record, ProfileSplit.FromString(record.payload))
+            case RecordKind.RECORD_KIND_ERASURE_ACCEPTED:
+                self._apply_erasure(record, txn)
+            case RecordKind.RECORD_KIND_LOG_ERASED:
+                _note_erased(LogErased.FromString(record.payload), txn)
+            case RecordKind.RECORD_KIND_ERASURE_FULFILLED:
+                fulfilled = ErasureFulfilled.FromString(record.payload)
+                stored = StoredErasure(erased_records=fulfilled.erased_records, receipt=fulfilled.receipt)
+                txn.put(Table.ERASURES, fulfilled.erasure_key, stored.SerializeToString(deterministic=True))
+
+    def _writer(self) -> ProfileWriter:
+        if self._profiles is None:
+            raise NotApplicableError("no catalog was in force")
+        return self._profiles
+
+    def _apply_catalog(self, sha256: bytes, txn: Transaction) -> None:
+        """Go on under another catalog; profiles that it reads otherwise are folded anew, a few at each record."""
+        before, after = self._catalog, self._load_catalog(sha256)
+        self._take(after)
+        txn.put(Table.META, _CATALOG_KEY, sha256)
+        if self._profiles is not None:
+            self._profiles.flush()
+        self._begin(txn)
+        if before is not None and (
+            before.space.profile_layout != after.space.profile_layout
+            or before.profiles.namespaces != after.profiles.namespaces
+        ):
+            txn.put(Table.META, _SWEEP_KEY, bytes(16))
+            self._is_sweeping = True
+
+    def _sweep(self, record: Record, txn: Transaction) -> None:
+        """Fold the next profiles anew; by record and not by time, so that a rebuild does the same."""
+        last = bytes(txn.get(Table.META, _SWEEP_KEY) or b"")
+        n_profiles = SWEPT_AT_A_TICK if record.kind == RecordKind.RECORD_KIND_TICK else SWEPT_AT_A_RECORD
+        following = (key for key, _ in txn.scan(Table.PROFILES, start=last) if key != last)
+        keys = list(islice(following, n_profiles))
+        for key in keys:
+            self._writer().sweep(key, record)
+        if keys:
+            txn.put(Table.META, _SWEEP_KEY, keys[-1])
+        else:
+            txn.delete(Table.META, _SWEEP_KEY)
+            self._is_sweeping = False
+
+    def _apply_erasure(self, record: Record, txn: Transaction) -> None:
+        """Forget a person in the state, and note which records are still to become tombstones."""
+        accepted = ErasureAccepted.FromString(record.payload)
+        if not accepted.erasure_key:  # nobody is to be forgotten; the chain of wishes goes on
+            return
+        forgotten = self._writer().erase(record, accepted)
+        lsns = records_about(self._log, forgotten, record.lsn, self._catalog) if self._catalog is not None else []
+        stored = StoredErasure(lsn=record.lsn, time_us=record.time_us, lsns=lsns, erased_records=len(lsns))
+        txn.put(Table.ERASURES, accepted.erasure_key, stored.SerializeToString(deterministic=True))
 
     def _apply_decision(self, record: Record, txn: Transaction) -> None:
         decision = DecisionRecord.FromString(record.payload)
-        if decision.profile_key:
-            for slot in decision.slots:
-                if slot.action and not slot.on_impression:
-                    repository.count_contact(txn, decision.profile_key, slot.action, record.time_us)
+        if self._profiles is not None:
+            self._profiles.apply_decision(record, decision)
         if self._has_parked:
             for key, _ in list(txn.scan(Table.PARKED, decision.decision_key)):
                 parked = self._log.get(int.from_bytes(key[16:], "big"))
@@ -169,7 +251,7 @@ class Projector:
                     continue
                 try:  # one that does not fit must not take the decision and the others with it
                     self._apply_outcome(parked, txn, as_of_lsn=record.lsn)
-                except _NotApplicableError as error:
+                except NotApplicableError as error:
                     self._quarantine(parked, str(error), txn)
 
     def _apply_outcome(self, record: Record, txn: Transaction, as_of_lsn: int) -> None:
@@ -190,67 +272,57 @@ class Projector:
         decision = DecisionRecord.FromString(found.payload)
         slot = next((slot for slot in decision.slots if slot.action == outcome.action), None)
         if slot is None:
-            raise _NotApplicableError("the decision did not choose the outcome's action")
-        if not decision.profile_key or not slot.on_impression:
-            return
-        mark = entry.lsn.to_bytes(8, "big") + outcome.action.encode()
-        if txn.get(Table.IMPRESSIONS, mark) is None:
-            txn.put(Table.IMPRESSIONS, mark, b"\0")
-            repository.count_contact(txn, decision.profile_key, outcome.action, record.time_us)
+            raise NotApplicableError("the decision did not choose the outcome's action")
+        is_contact = False
+        if slot.on_impression:
+            mark = entry.lsn.to_bytes(8, "big") + outcome.action.encode()
+            if txn.get(Table.IMPRESSIONS, mark) is None:
+                txn.put(Table.IMPRESSIONS, mark, b"\0")
+                is_contact = True
+        if self._profiles is not None:
+            self._profiles.apply_outcome(record, outcome, decision, entry.lsn, is_contact=is_contact)
 
-    def _apply_source_record(self, record: Record, txn: Transaction) -> None:
-        if self._catalog is None:
-            raise _NotApplicableError("no catalog was in force")
-        source_record = SourceRecordAccepted.FromString(record.payload).record
-        keys = repository.find_all(txn, source_record.identities)
-        if len(keys) > 1:
-            raise _NotApplicableError("its identities belong to two known profiles")
-        profile_key = keys[0] if keys else repository.new_profile_key(self._log.log_id, record.lsn)
-        stored = repository.load(txn, profile_key) if keys else None
-        profile = repository.parse(stored) if stored is not None else StoredProfile()
-        if not _merge(profile, source_record, record):
-            raise _NotApplicableError(f"the profile would have over {repository.IDENTITIES_MAX} identities")
-        repository.save(txn, profile_key, profile, self._catalog.space, record.lsn)
+    def _apply_source_record(self, record: Record) -> None:
+        said = SourceRecordAccepted.FromString(record.payload).record
+        writer = self._writer()
+        try:
+            writer.apply_source_record(record, said)
+        except NotApplicableError:
+            writer.quarantined(said)
+            raise
 
 
-class _NotApplicableError(Exception):
-    """One record cannot have an effect; the others can."""
+def _note_erased(erased: LogErased, txn: Transaction) -> None:
+    """Note erasures whose own records are tombstones: a state that is made anew knows of them from here."""
+    for each in erased.erasures:
+        stored = StoredErasure(lsn=each.lsn, time_us=each.time_us, erased_records=each.erased_records)
+        txn.put(Table.ERASURES, each.erasure_key, stored.SerializeToString(deterministic=True))
 
 
-def _merge(profile: StoredProfile, source_record: SourceRecord, record: Record) -> bool:
-    """Put one source record's facts into a profile; False when it would know too many identities."""
-    known = {(identity.namespace, identity.value) for identity in profile.identities}
-    for identity in source_record.identities:
-        if (identity.namespace, identity.value) not in known:
-            known.add((identity.namespace, identity.value))
-            profile.identities.append(identity)
-    if len(profile.identities) > repository.IDENTITIES_MAX:
-        return False
-    attributes = {attribute.name: attribute.attribute_value for attribute in profile.attributes}
-    for name, value in source_record.attributes.items():
-        attributes[name] = AttributeValue(
-            value=value,
-            source=source_record.source,
-            update_time=repository.timestamp(record.time_us),
-            lsn=record.lsn,
-        )
-    survivors = [StoredAttribute(name=name, attribute_value=attributes[name]) for name in sorted(attributes)]
-    del profile.attributes[:]
-    profile.attributes.extend(survivors)
-    if source_record.HasField("event"):
-        event = profile.events.add()
-        event.CopyFrom(source_record.event)
-        if not event.HasField("occurrence_time"):
-            event.occurrence_time.CopyFrom(repository.timestamp(record.time_us))
-        del profile.events[: -repository.EVENTS_MAX]
-    return True
+def run(
+    projector: Projector,
+    stop: threading.Event,
+    turned: Callable[[], None],
+    store_turn: threading.Lock,
+    idle_wait_s: float = 0.002,
+) -> None:
+    """Apply records until told to stop; wait briefly whenever there is nothing new.
 
-
-def run(projector: Projector, stop: threading.Event, turned: Callable[[], None], idle_wait_s: float = 0.002) -> None:
-    """Apply records until told to stop; wait briefly whenever there is nothing new; tell each turn of the loop."""
+    Args:
+        projector: its store is written by nobody else.
+        stop: set by somebody else.
+        turned: told each turn of the loop.
+        store_turn: held while the store is written to; somebody who copies it holds it meanwhile.
+        idle_wait_s: how long to wait when there is nothing new.
+    """
     while not stop.is_set():
         turned()
-        n_applied = projector.step()
+        if not store_turn.acquire(timeout=idle_wait_s):
+            continue  # the store is being copied; the heart must hear from the loop all the same
+        try:
+            n_applied = projector.step()
+        finally:
+            store_turn.release()
         telemetry.APPLIED_LSN.set(projector.applied.lsn)
         if n_applied == 0:
             stop.wait(idle_wait_s)

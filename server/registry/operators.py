@@ -26,12 +26,12 @@ OPERATORS: Final = {
         BatchNormalization LayerNormalization
         Concat Constant ConstantOfShape Expand Flatten Gather GatherElements GatherND OneHot Pad Range Reshape Shape
         Size Slice Split Squeeze Tile Transpose Unsqueeze
-        """.split()  # noqa: SIM905 - a list to be read, not a hundred quotes
+        """.split()
     ),
     "ai.onnx.ml": frozenset(
         """
         ArrayFeatureExtractor LinearClassifier LinearRegressor Normalizer Scaler TreeEnsemble TreeEnsembleClassifier
         TreeEnsembleRegressor
-        """.split()  # noqa: SIM905 - as above
+        """.split()
     ),
 }

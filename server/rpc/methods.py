@@ -30,10 +30,12 @@ SMALL_BYTES_MAX: Final = 256 * 1024
 
 if TYPE_CHECKING:  # gRPC's own classes take no type arguments at run time
     Context = grpc.aio.ServicerContext[bytes, bytes]
+    Build = Callable[[MethodDescriptor, Any], grpc.RpcMethodHandler[Any, Any]]
 else:
     Context = grpc.aio.ServicerContext
 UnaryAnswer = Callable[[Any, bytes, Context], Awaitable[Message | bytes]]
-StreamAnswer = Callable[[AsyncIterator[Any], Context], Awaitable[Message]]
+UploadAnswer = Callable[[AsyncIterator[Any], Context], Awaitable[Message]]
+StreamAnswer = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message]]
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     decision_service_pb2.DESCRIPTOR.services_by_name["DecisionService"],
@@ -43,45 +45,52 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
 
-# Methods whose requests are known to be small are held to less than the transport takes.
-_BYTES_MAX: Final = {"Decide": SMALL_BYTES_MAX, "ReportOutcome": SMALL_BYTES_MAX, "GetProfile": SMALL_BYTES_MAX}
+# All others are held to less than the transport takes.
+_LARGE: Final = frozenset({"BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"})
 
 
 def handlers(
-    unary: Mapping[str, UnaryAnswer], streaming: Mapping[str, StreamAnswer]
+    unary: Mapping[str, UnaryAnswer], uploads: Mapping[str, UploadAnswer], streams: Mapping[str, StreamAnswer]
 ) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     """Return the handlers of every service, by service and method name.
 
     Args:
         unary: who answers each method that takes one message.
-        streaming: who answers each method that takes a stream.
+        uploads: who answers each method that takes a stream and gives one message.
+        streams: who answers each method that takes a stream and gives one.
 
     Raises:
         LookupError: a method has no answer, or an answer no method.
     """
-    declared = {method.name: method for service in SERVICES for method in service.methods}
-    unanswered = {
-        name for name, method in declared.items() if name not in (streaming if method.client_streaming else unary)
+    kinds: dict[tuple[bool, bool], tuple[Mapping[str, Any], Build]] = {
+        (False, False): (unary, _unary),
+        (True, False): (uploads, _upload),
+        (True, True): (streams, _stream),
     }
-    unknown = (set(unary) | set(streaming)) - set(declared)
+    declared = {
+        method.name: kinds[method.client_streaming, method.server_streaming]
+        for service in SERVICES
+        for method in service.methods
+    }
+    unanswered = {name for name, (answers, _) in declared.items() if name not in answers}
+    unknown = {*unary, *uploads, *streams} - declared.keys()
     if unanswered or unknown:
         raise LookupError(
             f"methods without an answer: {sorted(unanswered)}; answers without a method: {sorted(unknown)}"
         )
     return {
-        service.full_name: {
-            method.name: _streaming(method, streaming[method.name])
-            if method.client_streaming
-            else _unary(method, unary[method.name])
-            for method in service.methods
-        }
+        service.full_name: {method.name: _built(method, *declared[method.name]) for method in service.methods}
         for service in SERVICES
     }
 
 
+def _built(method: MethodDescriptor, answers: Mapping[str, Any], build: Build) -> grpc.RpcMethodHandler[Any, Any]:
+    return build(method, answers[method.name])
+
+
 def _unary(method: MethodDescriptor, answer: UnaryAnswer) -> grpc.RpcMethodHandler[Any, Any]:
     request_class = GetMessageClass(method.input_type)
-    bytes_max = _BYTES_MAX.get(method.name, MESSAGE_BYTES_MAX)
+    bytes_max = MESSAGE_BYTES_MAX if method.name in _LARGE else SMALL_BYTES_MAX
 
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
@@ -93,21 +102,33 @@ def _unary(method: MethodDescriptor, answer: UnaryAnswer) -> grpc.RpcMethodHandl
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _streaming(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethodHandler[Any, Any]:
-    request_class = GetMessageClass(method.input_type)
-
-    async def parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-        async for raw in requests:
-            yield _parse(request_class, raw, SMALL_BYTES_MAX)
-
+def _upload(method: MethodDescriptor, answer: UploadAnswer) -> grpc.RpcMethodHandler[Any, Any]:
     async def handle(requests: AsyncIterator[bytes], context: Context) -> bytes:
         try:
-            reply = await answer(parsed(requests), context)
+            reply = await answer(_parsed(method, requests), context)
             return reply.SerializeToString()
         except Exception as error:  # the one place where errors become statuses
             await _abort(context, error)
 
     return grpc.stream_unary_rpc_method_handler(handle)
+
+
+def _stream(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethodHandler[Any, Any]:
+    async def handle(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for reply in answer(_parsed(method, requests), context):
+                yield reply.SerializeToString()
+        except Exception as error:  # the one place where errors become statuses
+            await _abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+async def _parsed(method: MethodDescriptor, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    request_class = GetMessageClass(method.input_type)
+    bytes_max = MESSAGE_BYTES_MAX if method.name in _LARGE else SMALL_BYTES_MAX
+    async for raw in requests:
+        yield _parse(request_class, raw, bytes_max)
 
 
 def _parse(request_class: type[Message], raw: bytes, bytes_max: int) -> Message:

@@ -3,85 +3,173 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Final
 
-from server.errors import TsugiError, field_invalid, not_found
+from server.errors import TsugiError
 from server.outcomes.ingest import Ingest
-from server.profiles import repository
+from server.outcomes.statements import Statements
+from server.profiles.reader import ProfileReader
 from server.rpc import validate
 from server.rpc.methods import Context
 from server.rpc.status import item_error
-from server.storage.applied import read_applied
-from server.storage.store import Store
-from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.profile_service_pb2 import (
     AcceptedRecord,
+    AuditSourcesRequest,
+    AuditSourcesResponse,
+    EraseProfileRequest,
+    EraseProfileResponse,
+    ExportProfileRequest,
+    ExportProfileResponse,
+    GetErasureRequest,
+    GetErasureResponse,
     GetProfileRequest,
     GetProfileResponse,
     IngestRecordResult,
     IngestRecordsRequest,
     IngestRecordsResponse,
+    LinkIdentitiesRequest,
+    LinkIdentitiesResponse,
+    ListMatchReviewsRequest,
+    ListMatchReviewsResponse,
+    ResolveIdentityRequest,
+    ResolveIdentityResponse,
+    SourceRecord,
+    SplitProfileRequest,
+    SplitProfileResponse,
+    StreamIngestRecordsRequest,
+    StreamIngestRecordsResponse,
 )
 
-STALE_WAIT_S_MAX: Final = 0.1
-STALE_POLL_S: Final = 0.002
+STREAM_REQUESTS_MAX: Final = 4  # of one stream, worked on at once
+
+_Working = asyncio.Task[tuple[list[IngestRecordResult], int]]
 
 
 class ProfileServicer:
     """Answers ProfileService."""
 
-    def __init__(self, ingest: Ingest, store: Store, clock_us: Callable[[], int]) -> None:
+    def __init__(
+        self, ingest: Ingest, statements: Statements, reader: ProfileReader, clock_us: Callable[[], int]
+    ) -> None:
         self._ingest = ingest
-        self._store = store
+        self._statements = statements
+        self._reader = reader
         self._clock_us = clock_us
 
     async def ingest_records(
         self, request: IngestRecordsRequest, _raw: bytes, _context: Context
     ) -> IngestRecordsResponse:
         """See ProfileService.IngestRecords."""
-        validate.at_most("records", len(request.records), validate.BATCH_MAX)
-        now_us = self._clock_us()
-        items = [validate.checked(record, partial(validate.source_record, now_us=now_us)) for record in request.records]
-        response = IngestRecordsResponse()
-        for result in await self._ingest.ingest(items):
-            if isinstance(result, TsugiError):
-                response.results.append(IngestRecordResult(error=item_error(result)))
-            else:
-                accepted = AcceptedRecord(lsn=result.lsn, duplicate=result.is_duplicate)
-                response.results.append(IngestRecordResult(accepted=accepted))
-                response.lsn = max(response.lsn, result.lsn)
-        return response
+        results, lsn = await self._take(request.records)
+        return IngestRecordsResponse(results=results, lsn=lsn)
+
+    async def stream_ingest_records(
+        self, requests: AsyncIterator[StreamIngestRecordsRequest], _context: Context
+    ) -> AsyncIterator[StreamIngestRecordsResponse]:
+        """See ProfileService.StreamIngestRecords."""
+        # Replies leave in order. A request keeps its place until its reply was taken: a slow caller slows itself.
+        places = asyncio.Semaphore(STREAM_REQUESTS_MAX)
+        working: asyncio.Queue[_Working | None] = asyncio.Queue()  # holds no more than there are places
+
+        async def read() -> None:
+            await places.acquire()
+            async for request in requests:
+                working.put_nowait(asyncio.create_task(self._take(request.records)))
+                await places.acquire()
+
+        reading = asyncio.create_task(read())
+        reading.add_done_callback(lambda _: working.put_nowait(None))
+        begun: list[_Working] = []
+        try:
+            while (task := await working.get()) is not None:
+                begun = [task]
+                results, lsn = await task
+                yield StreamIngestRecordsResponse(results=results, lsn=lsn)
+                places.release()
+            await reading
+        finally:
+            reading.cancel()
+            while not working.empty():
+                begun += filter(None, [working.get_nowait()])
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(reading, *begun, return_exceptions=True)
 
     async def get_profile(self, request: GetProfileRequest, _raw: bytes, _context: Context) -> GetProfileResponse:
         """See ProfileService.GetProfile."""
-        if not request.profile_id and not request.HasField("identity"):
-            raise field_invalid("profile_id", "a profile_id or an identity is required")
-        if request.profile_id:
-            validate.profile_id(request.profile_id)
-        else:
-            validate.identity("identity", request.identity)
-        stale_until = time.monotonic() + STALE_WAIT_S_MAX
-        while True:
-            with self._store.read() as snapshot:
-                applied = read_applied(snapshot)
-                if applied.lsn >= request.at_least_lsn or time.monotonic() >= stale_until:
-                    key = (
-                        bytes.fromhex(request.profile_id)
-                        if request.profile_id
-                        else repository.find(snapshot, [request.identity])
-                    )
-                    try:
-                        stored = repository.load(snapshot, key) if key is not None else None
-                    except repository.CorruptProfileError as error:
-                        raise TsugiError(
-                            ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
-                            "the stored profile fails its checksum; tell the operator, it is rebuilt from the log",
-                        ) from error
-                    if key is None or stored is None:
-                        raise not_found("profile", request.profile_id or "(by identity)")
-                    profile = repository.describe(snapshot, key, stored)
-                    return GetProfileResponse(profile=profile, applied_lsn=applied.lsn)
-            await asyncio.sleep(STALE_POLL_S)
+        validate.person(request.profile_id, request.identity)
+        validate.at_most("timeline_page_size", request.timeline_page_size, validate.PAGE_SIZE_MAX)
+        return await self._reader.get(request)
+
+    async def resolve_identity(
+        self, request: ResolveIdentityRequest, _raw: bytes, _context: Context
+    ) -> ResolveIdentityResponse:
+        """See ProfileService.ResolveIdentity."""
+        validate.identities("identities", request.identities, at_least=1)
+        return await self._reader.resolve(request)
+
+    async def link_identities(
+        self, request: LinkIdentitiesRequest, _raw: bytes, _context: Context
+    ) -> LinkIdentitiesResponse:
+        """See ProfileService.LinkIdentities."""
+        validate.link_identities(request)
+        accepted = await self._statements.link(request)
+        if accepted is None:
+            return LinkIdentitiesResponse()
+        return LinkIdentitiesResponse(lsn=accepted.lsn, duplicate=accepted.is_duplicate)
+
+    async def split_profile(self, request: SplitProfileRequest, _raw: bytes, _context: Context) -> SplitProfileResponse:
+        """See ProfileService.SplitProfile."""
+        validate.split_profile(request)
+        accepted = await self._statements.split(request)
+        if accepted is None:
+            return SplitProfileResponse()
+        return SplitProfileResponse(lsn=accepted.lsn, duplicate=accepted.is_duplicate)
+
+    async def list_match_reviews(
+        self, request: ListMatchReviewsRequest, _raw: bytes, _context: Context
+    ) -> ListMatchReviewsResponse:
+        """See ProfileService.ListMatchReviews."""
+        validate.at_most("page_size", request.page_size, validate.PAGE_SIZE_MAX)
+        return self._reader.reviews(request.page_size or validate.PAGE_SIZE_DEFAULT, request.page_token)
+
+    async def export_profile(
+        self, request: ExportProfileRequest, _raw: bytes, _context: Context
+    ) -> ExportProfileResponse:
+        """See ProfileService.ExportProfile."""
+        validate.person(request.profile_id, request.identity)
+        return await self._reader.export(request)
+
+    async def erase_profile(self, request: EraseProfileRequest, _raw: bytes, _context: Context) -> EraseProfileResponse:
+        """See ProfileService.EraseProfile."""
+        validate.person(request.profile_id, request.identity)
+        validate.caller_id("request_id", request.request_id)
+        erasure_key, accepted = await self._statements.erase(request)
+        return EraseProfileResponse(erasure_id=erasure_key.hex(), lsn=accepted.lsn, duplicate=accepted.is_duplicate)
+
+    async def get_erasure(self, request: GetErasureRequest, _raw: bytes, _context: Context) -> GetErasureResponse:
+        """See ProfileService.GetErasure."""
+        return await self._reader.erasure(validate.profile_id(request.erasure_id, "erasure_id"))
+
+    async def audit_sources(self, request: AuditSourcesRequest, _raw: bytes, _context: Context) -> AuditSourcesResponse:
+        """See ProfileService.AuditSources."""
+        return await self._reader.audit(request.at_least_lsn)
+
+    async def _take(self, records: Iterable[SourceRecord]) -> tuple[list[IngestRecordResult], int]:
+        """Record one batch; return the fate of each record and the highest LSN."""
+        given = list(records)
+        validate.at_most("records", len(given), validate.BATCH_MAX)
+        check = partial(validate.source_record, now_us=self._clock_us())
+        items = [validate.checked(record, check) for record in given]
+        results: list[IngestRecordResult] = []
+        highest_lsn = 0
+        for result in await self._ingest.ingest(items):
+            if isinstance(result, TsugiError):
+                results.append(IngestRecordResult(error=item_error(result)))
+            else:
+                accepted = AcceptedRecord(lsn=result.lsn, duplicate=result.is_duplicate)
+                results.append(IngestRecordResult(accepted=accepted))
+                highest_lsn = max(highest_lsn, result.lsn)
+        return results, highest_lsn

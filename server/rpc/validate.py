@@ -6,6 +6,7 @@ types, ranges) is checked where the catalog is at hand.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -19,7 +20,8 @@ from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
-from tsugi.v1.profile_service_pb2 import SourceRecord
+from tsugi.v1.profile_pb2 import ConsentDecision
+from tsugi.v1.profile_service_pb2 import LinkIdentitiesRequest, LinkVerdict, SourceRecord, SplitProfileRequest
 
 CALLER_ID_BYTES_MAX: Final = 128
 IDENTITY_VALUE_BYTES_MAX: Final = 256
@@ -30,6 +32,8 @@ ACTION_NAMES_MAX: Final = 10_000
 ATTRIBUTES_MAX: Final = 256
 PROPERTIES_MAX: Final = 64
 BATCH_MAX: Final = 500
+CONSENTS_MAX: Final = 64
+SPLIT_IDENTITIES_MAX: Final = 63
 TIME_AHEAD_US_MAX: Final = 5 * 60 * 1_000_000
 PAGE_SIZE_DEFAULT: Final = 50
 PAGE_SIZE_MAX: Final = 500
@@ -81,7 +85,7 @@ def source_record(record: SourceRecord, now_us: int) -> None:
     """Check one SourceRecord."""
     caller_id("record_id", record.record_id)
     if not _SLUG.match(record.source):
-        raise field_invalid("source", "a name matching [a-z0-9_-]{1,64} is required")
+        raise field_invalid("source", "the name of a declared source is required")
     identities("identities", record.identities, at_least=1)
     at_most("attributes", len(record.attributes), ATTRIBUTES_MAX)
     for name, value in record.attributes.items():
@@ -92,6 +96,60 @@ def source_record(record: SourceRecord, now_us: int) -> None:
             check_value(f"event.properties.{name[:64]}", value)
         if record.event.HasField("occurrence_time"):
             not_ahead("event.occurrence_time", record.event.occurrence_time, now_us)
+    at_most("consents", len(record.consents), CONSENTS_MAX)
+    for i, consent in enumerate(record.consents):
+        if consent.state not in _CONSENT_DECISIONS:
+            raise field_invalid(f"consents[{i}].state", "CONSENT_DECISION_GRANTED or _WITHDRAWN is required")
+        if consent.HasField("effective_time"):
+            not_ahead(f"consents[{i}].effective_time", consent.effective_time, now_us)
+    if record.HasField("observation_time"):
+        not_ahead("observation_time", record.observation_time, now_us)
+
+
+_CONSENT_DECISIONS = frozenset({ConsentDecision.CONSENT_DECISION_GRANTED, ConsentDecision.CONSENT_DECISION_WITHDRAWN})
+
+
+def person(given_id: str, given: Identity) -> None:
+    """Check how a person is named: by profile id, or else by one identity."""
+    if given_id:
+        profile_id(given_id)
+    elif not given.namespace and not given.value:
+        raise field_invalid("profile_id", "a profile_id or an identity is required")
+    else:
+        identity("identity", given)
+
+
+def link_identities(request: LinkIdentitiesRequest) -> None:
+    """Check a LinkIdentitiesRequest."""
+    identity("identity", request.identity)
+    identity("other_identity", request.other_identity)
+    if request.verdict not in _VERDICTS:
+        raise field_invalid("verdict", "LINK_VERDICT_SAME, _DIFFERENT or _PROPOSED is required")
+    if not math.isfinite(request.weight):
+        raise field_invalid("weight", "a finite number of bits is required")
+    stated_by(request.stated_by)
+    caller_id("request_id", request.request_id)
+
+
+_VERDICTS = frozenset(LinkVerdict.values()) - {LinkVerdict.LINK_VERDICT_UNSPECIFIED}
+
+
+def split_profile(request: SplitProfileRequest) -> None:
+    """Check a SplitProfileRequest."""
+    profile_id(request.profile_id)
+    if not request.identities:
+        raise field_invalid("identities", "at least one identity is required")
+    at_most("identities", len(request.identities), SPLIT_IDENTITIES_MAX)
+    for i, entry in enumerate(request.identities):
+        identity(f"identities[{i}]", entry)
+    stated_by(request.stated_by)
+    caller_id("request_id", request.request_id)
+
+
+def stated_by(value: str) -> None:
+    """Check the name of who states something."""
+    if not _SLUG.match(value):
+        raise field_invalid("stated_by", "a name matching [a-z0-9_-]{1,64} is required")
 
 
 def profile_id(value: str, path: str = "profile_id") -> bytes:

@@ -17,7 +17,9 @@ GIVEN_UP = {
     "utility": "priority", "kpi": "goal", "recommendation": "decision", "exposure": "impression",
     "feedback": "outcome", "conversion": "outcome", "artefact": "bundle", "artifact": "bundle",
     "checkpoint": "snapshot", "offset": "LSN", "watermark": "LSN", "adapter": "engine", "driver": "engine",
-    "timeout": "silence", "fallback": "degradation",
+    "timeout": "silence", "fallback": "degradation", "unlink": "split", "alias": "identity", "identifier": "identity",
+    "precedence": "survivorship", "subject": "profile", "aggregate": "window", "permission": "consent",
+    "materialisation": "projection", "cursor": "LSN",
 }  # fmt: skip
 
 # Where such a word means something else: (file, name), with the reason.

@@ -68,6 +68,9 @@ def catalog_message(n_actions: int = N_ACTIONS) -> catalog_pb2.Catalog:
         name="benchmark",
         currency_code="EUR",
         identity_namespaces=[catalog_pb2.IdentityNamespace(name=NAMESPACE)],
+        sources=[
+            catalog_pb2.Source(name="benchmark", party=catalog_pb2.PARTY_FIRST, delivery=catalog_pb2.DELIVERY_BATCH)
+        ],
         profile_attributes=[
             *(
                 attribute(name=name, type=number, minimum=low, maximum=high, center=center, spread=spread)

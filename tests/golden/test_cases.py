@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 from server.catalog.compile import compile_catalog
 from server.profiles import repository
-from tests.support.deciding import Answer, Desk, given_champion, stored_profile
+from tests.support.deciding import Answer, Desk, given_champion
+from tests.support.populating import Person
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.decision_pb2 import ChoiceReason, Degradation
 from tsugi.v1.decision_service_pb2 import DecideRequest
@@ -45,7 +46,7 @@ def decide_case(case: dict[str, Any]) -> Answer:
     catalog = compile_catalog(json_format.ParseDict(parts | case.get("with", {}), Catalog()))
     desk = Desk(catalog, champion=given_champion(catalog, case.get("propensities", {}), "click"))
     if "profile" in case:
-        desk.meet(stored_profile(case["profile"], {"customer_number": "c-1"}))
+        desk.meet(Person(case["profile"], {"customer_number": "c-1"}))
     request = json_format.ParseDict(
         {"identities": [{"namespace": "customer_number", "value": "c-1"}]} | case["request"], DecideRequest()
     )
@@ -115,6 +116,9 @@ def test_facts_of_a_person_are_those_of_the_repository() -> None:
             YAML(typ="safe", pure=True).load((FOLDER / "fragments/retail.yaml").read_text()), Catalog()
         )
     )
-    facts = repository.encode(stored_profile({"age": 30.0, "tier": "gold"}, {}), catalog.space)
-    assert facts[:3].tolist()[0] == 30.0
-    assert facts[2] == 2.0
+    desk = Desk(catalog)
+    key = desk.meet(Person({"age": 30.0, "tier": "gold"}, {}))
+    with desk.store.read() as snapshot:
+        stored = repository.load(snapshot, key)
+    assert stored is not None
+    assert (stored.facts[0], stored.facts[2]) == (30.0, 2.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +14,22 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from tsugi.client import CallError, Client
-from tsugi.v1 import catalog_service_pb2, decision_service_pb2, decision_service_pb2_grpc
+from tsugi.client import CallError, Client, source_record
+from tsugi.v1 import (
+    catalog_service_pb2,
+    decision_service_pb2,
+    decision_service_pb2_grpc,
+    profile_service_pb2,
+)
 from tsugi.v1.catalog_pb2 import Catalog
+from tsugi.v1.identity_pb2 import Identity
+
+ANNA, BERTA = ("customer_number", "a"), ("email", "b@example.com")
+ANNA_IDENTITY, BERTA_IDENTITY = (Identity(namespace=name, value=value) for name, value in (ANNA, BERTA))
 
 Behaviour = Callable[[int, grpc.ServicerContext], decision_service_pb2.DecideResponse]
 
@@ -177,3 +189,137 @@ def test_pushed_catalog_arrives_whole() -> None:
     with serving(answer_with_peer, others=[catalogs]) as (_, address), Client(address, timeout_s=10) as client:
         revision = client.push_catalog(catalog, request_id="r1").revision
     assert revision == hashlib.sha256(catalog.SerializeToString(deterministic=True)).hexdigest()
+
+
+ABOUT_PEOPLE: list[tuple[str, Callable[[Client], object], Message]] = [
+    (
+        "GetProfile",
+        lambda client: client.get_profile(identity=ANNA, at_least_lsn=7, timeline_page_size=9, timeline_page_token="t"),
+        profile_service_pb2.GetProfileRequest(
+            identity=ANNA_IDENTITY, at_least_lsn=7, timeline_page_size=9, timeline_page_token="t"
+        ),
+    ),
+    (
+        "GetProfile",
+        lambda client: client.get_profile(profile_id="0f"),
+        profile_service_pb2.GetProfileRequest(profile_id="0f"),
+    ),
+    (
+        "ResolveIdentity",
+        lambda client: client.resolve_identity([ANNA, BERTA], at_least_lsn=7),
+        profile_service_pb2.ResolveIdentityRequest(identities=[ANNA_IDENTITY, BERTA_IDENTITY], at_least_lsn=7),
+    ),
+    (
+        "LinkIdentities",
+        lambda client: client.link_identities(
+            ANNA, BERTA, profile_service_pb2.LINK_VERDICT_PROPOSED, weight=9.5, stated_by="clerk", request_id="r"
+        ),
+        profile_service_pb2.LinkIdentitiesRequest(
+            identity=ANNA_IDENTITY,
+            other_identity=BERTA_IDENTITY,
+            verdict=profile_service_pb2.LINK_VERDICT_PROPOSED,
+            weight=9.5,
+            stated_by="clerk",
+            request_id="r",
+        ),
+    ),
+    (
+        "SplitProfile",
+        lambda client: client.split_profile("0f", [BERTA], stated_by="clerk", request_id="r", validate_only=True),
+        profile_service_pb2.SplitProfileRequest(
+            profile_id="0f", identities=[BERTA_IDENTITY], stated_by="clerk", request_id="r", validate_only=True
+        ),
+    ),
+    (
+        "ListMatchReviews",
+        lambda client: client.list_match_reviews(page_size=3, page_token="t"),
+        profile_service_pb2.ListMatchReviewsRequest(page_size=3, page_token="t"),
+    ),
+    (
+        "ExportProfile",
+        lambda client: client.export_profile(identity=ANNA, at_least_lsn=7),
+        profile_service_pb2.ExportProfileRequest(identity=ANNA_IDENTITY, at_least_lsn=7),
+    ),
+    (
+        "EraseProfile",
+        lambda client: client.erase_profile("r", profile_id="0f"),
+        profile_service_pb2.EraseProfileRequest(profile_id="0f", request_id="r"),
+    ),
+    (
+        "GetErasure",
+        lambda client: client.get_erasure("e"),
+        profile_service_pb2.GetErasureRequest(erasure_id="e"),
+    ),
+    (
+        "AuditSources",
+        lambda client: client.audit_sources(at_least_lsn=7),
+        profile_service_pb2.AuditSourcesRequest(at_least_lsn=7),
+    ),
+]
+
+
+def test_calls_about_people_carry_exactly_what_was_said() -> None:
+    asked: list[bytes] = []
+
+    def take(request: bytes, _: grpc.ServicerContext) -> bytes:
+        asked.append(request)
+        return b""
+
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        method: grpc.unary_unary_rpc_method_handler(take) for method, *_ in ABOUT_PEOPLE
+    }
+    people = grpc.method_handlers_generic_handler("tsugi.v1.ProfileService", handlers)
+    with serving(answer_with_peer, others=[people]) as (_, address), Client(address, timeout_s=10) as client:
+        for _, call, wanted in ABOUT_PEOPLE:
+            call(client)
+            assert type(wanted).FromString(asked.pop()) == wanted
+
+
+@contextmanager
+def streaming(
+    answer: Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]],
+) -> Iterator[Client]:
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(answer)
+    people = grpc.method_handlers_generic_handler("tsugi.v1.ProfileService", {"StreamIngestRecords": handler})
+    with serving(answer_with_peer, others=[people]) as (_, address), Client(address, timeout_s=10) as client:
+        yield client
+
+
+def test_batches_of_a_stream_arrive_whole_and_replies_come_as_they_are_given() -> None:
+    def answer(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+        for request in requests:
+            records = profile_service_pb2.StreamIngestRecordsRequest.FromString(request).records
+            lsn = max(int(record.record_id) for record in records)
+            yield profile_service_pb2.StreamIngestRecordsResponse(lsn=lsn).SerializeToString()
+
+    with streaming(answer) as client:
+        batches = ([source_record(str(i), "crm", [ANNA]) for i in range(n)] for n in (3, 1, 2))
+        assert [reply.lsn for reply in client.stream_ingest_records(batches)] == [2, 0, 1]
+
+
+def test_stream_that_breaks_gives_what_was_answered_and_then_the_error() -> None:
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield b""
+        context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    with streaming(answer) as client:
+        replies = client.stream_ingest_records([[source_record(str(i), "crm", [ANNA])] for i in range(3)])
+        assert next(replies) == profile_service_pb2.StreamIngestRecordsResponse()
+        with pytest.raises(CallError) as refusal:
+            next(replies)
+        assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_stream_that_its_reader_leaves_is_cancelled_at_the_server() -> None:
+    is_over = threading.Event()
+
+    def answer(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.add_callback(is_over.set)
+        for _ in requests:
+            yield b""
+
+    with streaming(answer) as client:
+        for _ in client.stream_ingest_records(iter([source_record("1", "crm", [ANNA])]) for _ in itertools.count()):
+            break
+        assert is_over.wait(10)

@@ -71,11 +71,18 @@ def test_walk_by_commands(server: Server, catalog: Any) -> None:
     assert not asked(server, *outcome).get("duplicate")
     last = asked(server, *outcome)
     assert last["duplicate"] is True
-    profile = asked(server, "profile", "--identity", "browser_id=b1", "--at-least-lsn", last["lsn"])["profile"]
+    known = asked(server, "profile", "--identity", "browser_id=b1", "--at-least-lsn", last["lsn"], "--timeline", "10")
+    profile = known["profile"]
     assert profile["attributes"]["age"]["value"] == {"numberValue": 31.0}
-    assert profile["events"][0]["properties"]["total"] == {"numberValue": 12.5}
+    latest = asked(server, "profile", "--identity", "browser_id=b1", "--timeline", "9")["touchpoints"]
+    assert [kind for each in latest for kind in ("event", "decision", "outcome") if kind in each] == [
+        "outcome", "decision", "event",
+    ]  # fmt: skip
+    assert latest[-1]["event"]["event"]["properties"]["total"] == {"numberValue": 12.5}
     assert {contact["action"] for contact in profile["contacts"]} == {slot["action"] for slot in reply["slots"]}
-    assert asked(server, "profile", "--profile-id", profile["profileId"])["profile"] == profile
+    by_id = asked(server, "profile", "--profile-id", profile["profileId"])["profile"]
+    assert by_id | {"windows": {}} == profile | {"windows": {}}, "but for what the passing of time changes"
+    assert by_id["windows"].keys() == profile["windows"].keys()
 
 
 def test_configuration_by_commands(server: Server, catalog: Any, tmp_path: Path) -> None:

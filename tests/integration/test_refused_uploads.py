@@ -180,14 +180,18 @@ def test_catalog_of_nothing_but_faults_still_gets_through_to_its_caller(wire: Wi
 
 @pytest.mark.parametrize(
     "name", [name.removeprefix("tsugi.v1.") for name in stated_maxima() if name.split(".")[2] in
-             {"Catalog", "Attribute", "EventType", "Goal", "Action"}]
+             {"Catalog", "Attribute", "EventType", "Goal", "Action", "Journey", "Matching"}]
 )  # fmt: skip
 def test_one_more_than_a_catalog_may_hold_is_refused(wire: Wire, name: str) -> None:
     path = {
         "Attribute.allowed_values": "profile_attributes[2].allowed_values",
+        "Journey.stages": "journey.stages",
+        "Journey.transitions": "journey.transitions",
+        "Matching.fields": "matching.fields",
         "EventType.properties": "event_types[0].properties",
         "Goal.outcomes": "goals[0].outcomes",
         "Action.treatments": "actions[0].treatments",
+        "Attribute.purposes": "profile_attributes[0].purposes",
     }.get(name, name.removeprefix("Catalog."))
     bad = catalogs.message()
     maximum = stated_maxima()[f"tsugi.v1.{name}"]
@@ -196,10 +200,10 @@ def test_one_more_than_a_catalog_may_hold_is_refused(wire: Wire, name: str) -> N
     *way, last = path.split(".")
     for step in way:
         field, _, index = step.rstrip("]").partition("[")
-        holder = getattr(holder, field)[int(index)]
+        holder = getattr(holder, field)[int(index)] if index else getattr(holder, field)
     entries = getattr(holder, last)
     missing = maximum + 1 - len(entries)
-    if last == "allowed_values":
+    if last in {"allowed_values", "purposes"}:
         entries.extend(f"value {i}" for i in range(missing))
     else:
         message_class = type(getattr(holder, last).add())

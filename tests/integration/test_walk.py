@@ -128,7 +128,7 @@ def test_shown_later_is_a_contact_from_its_first_outcome_on(both: list[Client]) 
 def test_event_and_every_identity_lead_to_one_profile(client: Client) -> None:
     record = source_record(
         "visit-1",
-        "web",
+        "shop",
         {"browser_id": "b-1", "customer_number": "linked"},
         attributes={"tier": "gold"},
         event=event("visit", {"pages": 3}),
@@ -140,9 +140,9 @@ def test_event_and_every_identity_lead_to_one_profile(client: Client) -> None:
     ]
     assert profiles[0] == profiles[1]
     assert profiles[0].attributes["tier"].value.text_value == "gold"
-    assert profiles[0].attributes["tier"].source == "web"
-    (visit,) = profiles[0].events
-    assert visit.properties["pages"].number_value == 3.0
+    assert profiles[0].attributes["tier"].source == "shop"
+    (visit,) = client.get_profile(identity=("browser_id", "b-1"), timeline_page_size=9).touchpoints
+    assert visit.event.event.properties["pages"].number_value == 3.0
     assert visit.occurrence_time.seconds
     by_id = client.get_profile(profile_id=profiles[0].profile_id)
     assert by_id.profile == profiles[0]

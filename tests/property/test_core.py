@@ -16,7 +16,8 @@ from server.decisioning.gather import Batch
 from server.decisioning.models import Models, align, no_champion
 from tests.support import oracle
 from tests.support.catalogs import POLICIES, seeded
-from tests.support.deciding import Desk, key_of, stored_profile
+from tests.support.deciding import Desk, key_of
+from tests.support.populating import Person
 from tsugi.log.v1.learner_pb2 import LearnerArrays
 from tsugi.v1.decision_service_pb2 import DecideRequest
 
@@ -85,7 +86,7 @@ modes = st.sampled_from([EXPLORE, RANDOM_CONTROL, NO_EXPLORATION])
 @given(person=people, request=requests(), mode=modes, number=st.integers(0, 1_000_000))
 def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest, mode: int, number: int) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     batch, decisions = here.decisions([request], NOW_US, [key_of(str(number))], mode)
     catalog, models = here.catalog, here.models
     facts = batch.facts[0]
@@ -151,7 +152,7 @@ def test_together_and_alone_are_the_same_bytes(
     asked: list[tuple[DecideRequest, int, int]], person: dict[str, Any]
 ) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     alone = [here.ask_all([request], NOW_US, [key_of(str(number))]) for request, number, _ in asked]
     together = here.ask_all(
         [request for request, _, _ in asked], NOW_US, [key_of(str(number)) for _, number, _ in asked]
@@ -166,7 +167,7 @@ def test_order_of_names_in_the_request_is_without_effect(
     request: DecideRequest, number: int, person: dict[str, Any]
 ) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     turned = DecideRequest()
     turned.CopyFrom(request)
     for names in (turned.candidate_actions, turned.excluded_actions):
@@ -180,7 +181,7 @@ def test_order_of_names_in_the_request_is_without_effect(
 @given(number=st.integers(0, 10**6), person=people, placement=st.sampled_from(list(POLICIES)))
 def test_an_action_that_is_refused_is_as_if_not_there(number: int, person: dict[str, Any], placement: str) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     request = DecideRequest(profile_id="00" * 16)
     request.placements.add(placement=placement, count=4)
     everyone = here.ask(request, NOW_US, str(number))
@@ -194,7 +195,7 @@ def test_slots_hold_distinct_actions_that_passed_every_gate(
     request: DecideRequest, number: int, person: dict[str, Any], mode: int
 ) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     answer = here.ask(request, NOW_US, str(number), mode)
     chosen = [slot.action for slot in answer.reply.slots if slot.action]
     assert len(chosen) == len(set(chosen))
@@ -210,7 +211,7 @@ def test_the_spliced_reply_says_what_the_record_says(
     request: DecideRequest, number: int, person: dict[str, Any]
 ) -> None:
     here = desk()
-    here.meet(stored_profile(person, {}))
+    here.meet(Person(person, {}))
     answer = here.ask(request, NOW_US, str(number))
     assert answer.record.request == request.SerializeToString()
     assert answer.record.provenance.catalog_sha256 == here.catalog.sha256
@@ -245,7 +246,7 @@ def test_the_spliced_reply_says_what_the_record_says(
 def test_large_sets_keep_the_best_and_the_chosen_of_a_distribution() -> None:
     catalog = seeded(5, 2_000)
     here = Desk(catalog)
-    here.meet(stored_profile({"age": 40.0, "member": True, "tier": "gold"}, {}))
+    here.meet(Person({"age": 40.0, "member": True, "tier": "gold"}, {}))
     request = DecideRequest(profile_id="00" * 16)
     request.placements.add(placement="square_cb", count=2)
     answer = here.ask(request, NOW_US, "large")

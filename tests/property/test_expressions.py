@@ -16,14 +16,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.catalog.catalog import Fact
 from server.catalog.expressions import RuleCompiler
+from server.catalog.scopes import ELIGIBILITY, FILTER, Scope, segment_scope
 from server.errors import Violation
 from tests.support.rules import (
     BOOL,
     CATEGORY,
+    MONEY,
     NO,
     NOT_KNOWN,
     NUMBER,
+    SET,
     TEXT,
     TIME,
     YES,
@@ -33,27 +37,31 @@ from tests.support.rules import (
     fact,
     negate,
 )
-from tsugi.v1.value_pb2 import Value
+from tsugi.v1.value_pb2 import Money, TextSet, Value
 
-Known = Mapping[str, Any]  # floats, booleans, texts and instants, by fact name
+Known = Mapping[str, Any]  # floats, booleans, texts, instants and sets of texts, by fact name
 
 NOW: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TIERS: Final = ("gold", "silver", "iron")
 CITIES: Final = ("Graz", "Kyōto", "")  # the empty text is a text like any other
-NUMBERS: Final = ("profile.age", "context.load", "action.price")
+NUMBERS: Final = ("profile.age", "profile.worth", "context.load", "action.price")
+AMOUNTS: Final = ("profile.worth",)
 FLAGS: Final = ("profile.member", "context.urgent", "action.premium")
 TIERED: Final = ("profile.tier", "context.tier", "action.tier")
 PLACED: Final = ("profile.city", "action.city")
 TIMED: Final = ("profile.joined", "context.seen", "action.start")
+SETS: Final = ("profile.tags", "profile.labels")
 FACTS: Final = [
     fact(name, kind, values)
     for names, kind, values in (
         (("now",), TIME, ()),
-        (NUMBERS, NUMBER, ()),
+        (tuple(name for name in NUMBERS if name not in AMOUNTS), NUMBER, ()),
+        (AMOUNTS, MONEY, ()),
         (FLAGS, BOOL, ()),
         (TIERED, CATEGORY, TIERS),
         (PLACED, TEXT, ()),
         (TIMED, TIME, ()),
+        (SETS, SET, TIERS),
     )
     for name in names
 ]
@@ -135,6 +143,14 @@ def fact_among(a: str, words: list[str]) -> Rule:
     return Rule(f"{a} in {words!r}", compare("", "==", "", lambda known: (known[a] in words, True)).says)
 
 
+def word_in_set(word: str, a: str) -> Rule:
+    return Rule(f"{word!r} in {a}", compare("", "==", "", lambda known: (word in known[a], True)).says)
+
+
+def fact_in_set(needle: str, a: str) -> Rule:
+    return Rule(f"{needle} in {a}", compare("", "==", "", lambda known: (known[needle] in known[a], True)).says)
+
+
 def flag(name: str) -> Rule:
     return Rule(name, lambda known: NOT_KNOWN if name not in known else YES if known[name] else NO)
 
@@ -162,11 +178,13 @@ comparisons = st.one_of(
     st.builds(word_and_fact, st.sampled_from(CITIES), equalities, place_names),
     st.builds(fact_among, tier_names, st.lists(st.sampled_from(TIERS), min_size=1, max_size=3)),
     st.builds(fact_among, place_names, st.lists(st.sampled_from(CITIES), min_size=1, max_size=3)),
+    st.builds(word_in_set, st.sampled_from(TIERS), st.sampled_from(SETS)),
+    st.builds(fact_in_set, st.sampled_from(["action.tier", "action.city"]), st.sampled_from(SETS)),
 )
 leaves = st.one_of(
     comparisons,
     st.sampled_from(FLAGS).map(flag),
-    st.sampled_from((*NUMBERS, *FLAGS, *TIERED, *PLACED, *TIMED)).map(has),
+    st.sampled_from((*NUMBERS, *FLAGS, *TIERED, *PLACED, *TIMED, *SETS)).map(has),
     st.sampled_from([Rule("true", lambda _: YES), Rule("false", lambda _: NO)]),
 )
 
@@ -206,6 +224,7 @@ all_known = st.fixed_dictionaries(
         **dict.fromkeys(TIERED, st.sampled_from(TIERS)),
         **dict.fromkeys(PLACED, st.sampled_from((*CITIES, "Linz"))),
         **dict.fromkeys(TIMED, instants),
+        **dict.fromkeys(SETS, st.frozensets(st.sampled_from(TIERS))),
     }
 )
 some_known = st.tuples(all_known, st.sets(st.sampled_from([each.name for each in FACTS[1:]]))).map(
@@ -214,8 +233,12 @@ some_known = st.tuples(all_known, st.sets(st.sampled_from([each.name for each in
 thorough = settings(max_examples=300, deadline=None, derandomize=True)
 
 
-def typed(value: object) -> Value:
+def typed(value: object, kind: int = NUMBER) -> Value:
     match value:
+        case frozenset():
+            return Value(set_value=TextSet(values=sorted(value)))
+        case float() if kind == MONEY:
+            return Value(money_value=Money(currency_code="EUR", amount_micros=round(value * 1e6)))
         case bool():
             return Value(bool_value=value)
         case float():
@@ -235,34 +258,53 @@ def timestamp(instant: datetime) -> Timestamp:
 
 def lowered(text: str, known: Known) -> int:
     """Lower the rule for an action with these facts, and evaluate it over the others."""
-    facts = [fact(each.name, each.type, list(each.codes)) for each in FACTS]  # lowering fills the codes of texts
+    facts = fresh(FACTS)
     vector_facts = [each for each in facts if not each.name.startswith("action.")]
     action_facts = [each for each in facts if each.name.startswith("action.")]
-    action = {name.removeprefix("action."): typed(value) for name, value in known.items() if name.startswith("action.")}
+    return lowered_over(vector_facts, action_facts, ELIGIBILITY, text, known)
+
+
+def fresh(facts: list[Fact]) -> list[Fact]:
+    """Copy facts, because lowering fills the codes of texts."""
+    return [fact(each.name, each.type, list(each.codes)) for each in facts]
+
+
+def lowered_over(facts: list[Fact], action_facts: list[Fact], scope: Scope, text: str, known: Known) -> int:
+    kinds = {each.name: each.type for each in (*facts, *action_facts)}
+    values = {name: typed(value, kinds[name]) for name, value in known.items() if name in kinds}
+    action = {each.name.removeprefix("action."): values[each.name] for each in action_facts if each.name in values}
     violations: list[Violation] = []
-    compiler = RuleCompiler(vector_facts, action_facts)
+    compiler = RuleCompiler(facts, action_facts, scope)
     row = compiler.add(text, action, "", violations)
     assert violations == []
-    vector = [each.encode(typed(known[each.name])) if each.name in known else math.nan for each in vector_facts]
+    vector = [each.encode(values[each.name]) if each.name in values else math.nan for each in facts]
     return evaluate(compiler.freeze(), row, np.array(vector))
 
 
 # Maps of anything: checked quite unlike the messages rules are compiled against, and an absent fact is an error.
+PROPERTIES: Final = [(each.name, each.type, each.codes) for each in FACTS if each.name.startswith("profile.")]
 CEL: Final = cel.NewEnv(
     descriptor_pool=descriptor_pool.Default(),
     variables={
         "now": cel.Type.TIMESTAMP,
-        **{root: cel.Type.Map(cel.Type.STRING, cel.Type.DYN) for root in ("profile", "context", "action")},
+        **{root: cel.Type.Map(cel.Type.STRING, cel.Type.DYN) for root in ("profile", "context", "action", "event")},
     },
 )
 
 
+def plain(value: object) -> object:
+    """Return a value as CEL takes it."""
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return timestamp(value) if isinstance(value, datetime) else value
+
+
 def cel_itself(text: str, known: Known) -> int:
-    data: dict[str, Any] = {"now": known["now"], "profile": {}, "context": {}, "action": {}}
+    data: dict[str, Any] = {"now": NOW, "profile": {}, "context": {}, "action": {}, "event": {}}
     for name, value in known.items():
         root, _, key = name.partition(".")
         if key:
-            data[root][key] = timestamp(value) if isinstance(value, datetime) else value
+            data[root][key] = plain(value)
     value = CEL.compile(text).eval(data=data)
     if value.type() == cel.Type.ERROR:
         assert "Key not found" in value.value()
@@ -302,6 +344,32 @@ def test_learning_a_fact_never_turns_a_rule_that_asks_no_has_around(
         return
     more: Known = {**data.draw(all_known), **known}
     assert lowered(rule.text, more) == before
+
+
+def rules_over(*roots: str) -> st.SearchStrategy[Rule]:
+    """Draw rules that read none but these roots."""
+    others = [root for root in ("now", "profile.", "context.", "action.") if root not in roots]
+    return st.recursive(
+        leaves.filter(lambda rule: not any(other in rule.text for other in others)), joined, max_leaves=8
+    )
+
+
+@pytest.mark.slow
+@thorough
+@given(rules_over("now", "profile."), some_known)
+def test_segment_says_what_cel_says(rule: Rule, known: Known) -> None:
+    facts = [each for each in fresh(FACTS) if not each.name.startswith("action.")]
+    assert lowered_over(facts, [], segment_scope(["loyal"]), rule.text, known) == cel_itself(rule.text, known)
+
+
+@pytest.mark.slow
+@thorough
+@given(rules_over("profile."), some_known)
+def test_filter_says_what_cel_says(rule: Rule, known: Known) -> None:
+    text = rule.text.replace("profile.", "event.")
+    event = {name.replace("profile.", "event."): value for name, value in known.items() if "profile." in name}
+    facts = [fact(name.replace("profile.", "event."), kind, list(codes)) for name, kind, codes in PROPERTIES]
+    assert lowered_over([fact("now", TIME), *facts], [], FILTER, text, event) == cel_itself(text, event)
 
 
 @pytest.mark.slow

@@ -17,6 +17,18 @@ from tsugi.v1 import catalog_pb2
 CATALOG: Final[dict[str, Any]] = {
     "name": "Winter",
     "profileAttributes": [{"name": "age", "type": "ATTRIBUTE_TYPE_NUMBER", "minimum": 0, "excludedFromLearning": True}],
+    "sources": [{"name": "crm", "party": "PARTY_FIRST", "trust": 0, "attributes": ["age"], "silenceMax": "60s"}],
+    "windows": [
+        {"kind": "WINDOW_KIND_SUM", "filter": "event.total > 1.0", "span": "86400s", "center": 0},
+        {"kind": "WINDOW_KIND_COUNT", "session": True},
+    ],
+    "recencyFrequencyMonetary": [{"name": "spend", "span": "3600s"}],
+    "segments": [{"name": "loyal", "expression": "profile.age > 3.0", "excludedFromLearning": True}],
+    "journey": {
+        "stages": [{"name": "awareness"}],
+        "transitions": [{"fromStages": ["awareness"], "outcomeType": "click", "toStage": "awareness"}],
+    },
+    "matching": {"off": True, "fields": [{"attribute": "age", "weights": [1, -0.5]}], "linkWeightMin": 12.5},
     "goals": [{"attributionWindow": "3600s", "outcomes": [{"type": "click", "reward": 1}]}],
     "placements": [{"countMax": 2, "exploration": {"squareCb": {"gamma": 10}}}],
     "actions": [

@@ -14,7 +14,8 @@ from scipy import stats
 
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL
 from tests.support.catalogs import compiled
-from tests.support.deciding import Desk, given_champion, stored_profile
+from tests.support.deciding import Desk, given_champion
+from tests.support.populating import Person
 from tsugi.log.v1.learner_pb2 import LearnerArrays
 from tsugi.v1.decision_service_pb2 import DecideRequest
 
@@ -38,7 +39,7 @@ def desk() -> Desk:
         posterior_scale=1.0,
     )
     here = Desk(catalog, champion=given_champion(catalog, PROPENSITIES, "click"), arrays=arrays)
-    here.meet(stored_profile({"age": 40.0}, {}))
+    here.meet(Person({"age": 40.0}, {}))
     return here
 
 

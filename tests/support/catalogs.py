@@ -19,11 +19,18 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
+SOURCES = [
+    {"name": name, "party": "PARTY_FIRST", "delivery": "DELIVERY_STREAM"}
+    for name in ("crm", "shop", "command_line", "benchmark", "experiment", "demo")
+]
+
+
 def message(**parts: Any) -> catalog_pb2.Catalog:
     """Build a catalog message from its JSON mapping; parts replace those of a small valid one."""
     small: dict[str, Any] = {
         "currencyCode": "EUR",
         "identityNamespaces": [{"name": "customer_number"}, {"name": "browser_id"}],
+        "sources": SOURCES,
         "profileAttributes": [
             {"name": "age", "type": "ATTRIBUTE_TYPE_NUMBER", "minimum": 0, "maximum": 120, "center": 40, "spread": 15},
             {"name": "member", "type": "ATTRIBUTE_TYPE_BOOL"},
@@ -59,6 +66,134 @@ def message(**parts: Any) -> catalog_pb2.Catalog:
 def compiled(**parts: Any) -> Catalog:
     """Compile what message builds."""
     return compile_catalog(message(**parts))
+
+
+def whole(**parts: Any) -> catalog_pb2.Catalog:
+    """Build a catalog message that says something of everything there is about profiles; parts replace its own."""
+    number, text, money = "ATTRIBUTE_TYPE_NUMBER", "ATTRIBUTE_TYPE_TEXT", "ATTRIBUTE_TYPE_MONEY"
+    sports = ["ski", "bike", "run"]
+    everything: dict[str, Any] = {
+        "identityNamespaces": [
+            {"name": "customer_number", "valuesPerProfileMax": 1},
+            {"name": "browser_id", "linkRule": "LINK_RULE_SHARED_DEVICE", "sharedMax": 4},
+            {"name": "phone", "meaning": "MEANING_PHONE", "defaultCountryCode": "JP"},
+        ],
+        "sources": [
+            {
+                "name": "crm",
+                "owner": "customer care",
+                "party": "PARTY_FIRST",
+                "delivery": "DELIVERY_BATCH",
+                "trust": 0,
+                "attributes": ["age"],
+                "eventTypes": ["purchase"],
+                "identityNamespaces": ["phone"],
+                "defaultCountryCode": "DE",
+                "channel": "web",
+                "silenceMax": "86400s",
+            },
+            {"name": "shop", "party": "PARTY_SECOND", "delivery": "DELIVERY_STREAM"},
+        ],
+        "consentPurposes": [{"name": "marketing"}, {"name": "profiling"}],
+        "profileAttributes": [
+            {"name": "age", "type": number, "minimum": 0, "maximum": 120, "center": 40, "spread": 15, "unit": "years"},
+            {"name": "sports", "type": "ATTRIBUTE_TYPE_SET", "allowedValues": sports},
+            {"name": "worth", "type": money, "maximum": 1000, "survivorship": "SURVIVORSHIP_MAXIMUM"},
+            {"name": "taste", "type": "ATTRIBUTE_TYPE_VECTOR", "dimensions": 2},
+            {
+                "name": "email",
+                "type": text,
+                "meaning": "MEANING_EMAIL",
+                "personalData": True,
+                "purposes": ["marketing"],
+                "timeToLive": "3600s",
+                "survivorship": "SURVIVORSHIP_LONGEST",
+            },
+        ],
+        "eventTypes": [
+            {
+                "name": "purchase",
+                "properties": [
+                    {"name": "total", "type": money},
+                    {"name": "pieces", "type": number},
+                    {"name": "sport", "type": "ATTRIBUTE_TYPE_CATEGORY", "allowedValues": sports},
+                    {"name": "code", "type": text},
+                ],
+            },
+            {
+                "name": "complaint",
+                "properties": [{"name": "ticket", "type": text}],
+                "retention": "864000s",
+                "channel": "web",
+            },
+            {"name": "settlement", "properties": [{"name": "ticket", "type": text}]},
+            {"name": "visit"},
+        ],
+        "windows": [
+            {"name": "buys_7d", "kind": "WINDOW_KIND_COUNT", "eventType": "purchase", "span": "604800s", "spread": 2},
+            {"name": "buys_30d", "kind": "WINDOW_KIND_COUNT", "eventType": "purchase", "span": "2592000s"},
+            {"name": "visits_now", "kind": "WINDOW_KIND_COUNT", "eventType": "visit", "session": True},
+            {
+                "name": "ski_spend",
+                "kind": "WINDOW_KIND_SUM",
+                "eventType": "purchase",
+                "property": "total",
+                "filter": "event.sport == 'ski' && event.total > 1.5",
+                "span": "86400s",
+            },
+            {
+                "name": "last_sport",
+                "kind": "WINDOW_KIND_LAST",
+                "eventType": "purchase",
+                "property": "sport",
+                "span": "86400s",
+            },
+            {
+                "name": "last_code",
+                "kind": "WINDOW_KIND_LAST",
+                "eventType": "purchase",
+                "property": "code",
+                "span": "86400s",
+            },
+            {
+                "name": "n_sports",
+                "kind": "WINDOW_KIND_DISTINCT",
+                "eventType": "purchase",
+                "property": "sport",
+                "span": "86400s",
+            },
+            {"name": "since_visit", "kind": "WINDOW_KIND_RECENCY", "eventType": "visit", "span": "604800s"},
+            {
+                "name": "n_open",
+                "kind": "WINDOW_KIND_OPEN",
+                "eventType": "complaint",
+                "property": "ticket",
+                "closingEventType": "settlement",
+                "span": "864000s",
+                "excludedFromLearning": True,
+            },
+        ],
+        "recencyFrequencyMonetary": [{"name": "worth", "eventType": "purchase", "property": "total"}],
+        "sessionGap": "600s",
+        "segments": [
+            {"name": "skier", "expression": "'ski' in profile.sports || profile.last_sport == 'ski'"},
+            {
+                "name": "angry",
+                "expression": "profile.n_open > 0.0 && now > timestamp('2026-01-01T00:00:00Z')",
+                "excludedFromLearning": True,
+            },
+        ],
+        "journey": {
+            "stages": [{"name": "awareness"}, {"name": "engagement"}, {"name": "retention"}],
+            "transitions": [
+                {"fromStages": ["awareness"], "eventType": "purchase", "toStage": "engagement"},
+                {"fromStages": ["awareness", "engagement"], "eventType": "purchase", "toStage": "retention"},
+                {"outcomeType": "dismiss", "toStage": "awareness"},
+            ],
+        },
+        "matching": {"fields": [{"attribute": "email", "weights": [9, 0, -4]}], "linkWeightMin": 10},
+    }
+    return message(**(everything | parts))
 
 
 def seeded(seed: int, n_actions: int) -> Catalog:

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,13 +19,13 @@ from server.decisioning.gather import Asked, Batch, gather_profile, gather_reque
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, Models, align, no_champion
 from server.decisioning.remember import Views
-from server.profiles import repository
+from server.profiles.erased import NOBODY
 from server.storage.memory import MemoryStore
 from server.tokens import TokenKey
-from tsugi.client import to_value
+from tests.support import populating
+from tests.support.populating import Person
 from tsugi.log.v1.learner_pb2 import LearnerArrays
 from tsugi.log.v1.record_pb2 import DecisionRecord
-from tsugi.log.v1.state_pb2 import StoredProfile
 from tsugi.v1.decision_pb2 import RefusalReason
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
 
@@ -81,10 +80,10 @@ class Desk:
         self.store = MemoryStore()
         self._scratch = Scratch()
 
-    def meet(self, profile: StoredProfile, profile_key: bytes = bytes(16)) -> bytes:
+    def meet(self, person: Person, profile_key: bytes = bytes(16)) -> bytes:
         """Put one person into the state."""
         with self.store.write() as txn:
-            repository.save(txn, profile_key, profile, self.catalog.space, lsn=CATALOG_LSN)
+            populating.put(txn, profile_key, person, self.catalog, lsn=CATALOG_LSN)
         return profile_key
 
     def decisions(
@@ -99,7 +98,7 @@ class Desk:
                     asked = Asked(request, request.SerializeToString(), loop.create_future(), 0.0, 0.0)
                     asked.decision_key = key
                     gather_request(asked, batch)
-                    gather_profile(asked, batch, snapshot)
+                    gather_profile(asked, batch, snapshot, NOBODY)
                     if mode is not None:
                         asked.mode = mode
                     batch.add(asked, TOKEN_KEY.seed(key), CATALOG_LSN)
@@ -138,14 +137,3 @@ class Desk:
 def key_of(decision_id: str) -> bytes:
     """Return the decision key that a readable id of a test stands for."""
     return hashlib.blake2b(decision_id.encode(), digest_size=16).digest()
-
-
-def stored_profile(attributes: Mapping[str, Any], identities: Mapping[str, str]) -> StoredProfile:
-    """Build a stored profile from plain values."""
-
-    profile = StoredProfile()
-    for namespace, value in identities.items():
-        profile.identities.add(namespace=namespace, value=value)
-    for name in sorted(attributes):
-        profile.attributes.add(name=name).attribute_value.value.CopyFrom(to_value(attributes[name]))
-    return profile

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from google.protobuf.message import Message
 
 from server.catalog.catalog import Catalog
-from server.profiles import repository
+from server.profiles.identity import identity_key, own_profile_key
 from server.storage.log import Fate, Log
 from server.storage.memory import MemoryLog
 from server.storage.record import NO_KEY, Draft
@@ -15,15 +15,20 @@ from tests.support.damage import tombstone_of
 from tsugi.log.v1.record_pb2 import (
     CatalogChange,
     DecisionRecord,
+    ErasureAccepted,
+    LinkStated,
     ModelRoleChange,
     OutcomeRecord,
+    ProfileSplit,
     RecordKind,
     SlotRecord,
     SourceRecordAccepted,
 )
 from tsugi.requests import PyValue, source_record
+from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.model_pb2 import ModelRole
-from tsugi.v1.profile_pb2 import Event
+from tsugi.v1.profile_pb2 import Consent, Event
+from tsugi.v1.profile_service_pb2 import LinkVerdict, SourceRecord
 
 START_US = 1_760_000_000_000_000
 SECOND_US = 1_000_000
@@ -55,10 +60,14 @@ class History:
         attributes: Mapping[str, PyValue] | None = None,
         event: Event | None = None,
         source: str = "crm",
+        consents: Sequence[Consent] = (),
     ) -> int:
         """Record what a source says about one person."""
-        said = source_record("r", source, identities, attributes=attributes, event=event)
-        subjects = tuple(map(repository.identity_key, said.identities))
+        return self.say(source_record("r", source, identities, attributes=attributes, event=event, consents=consents))
+
+    def say(self, said: SourceRecord) -> int:
+        """Record a source record as it stands."""
+        subjects = tuple(map(identity_key, said.identities))
         return self.record(RecordKind.RECORD_KIND_SOURCE_RECORD, SourceRecordAccepted(record=said), subjects=subjects)
 
     def decide(
@@ -74,6 +83,31 @@ class History:
         outcome = OutcomeRecord(decision_key=key, action=action, type=outcome_type)
         return self.record(RecordKind.RECORD_KIND_OUTCOME, outcome)
 
+    def link(self, one: tuple[str, str], other: tuple[str, str], verdict: str = "SAME", weight: float = 0.0) -> int:
+        """Record a statement about two identities."""
+        stated = LinkStated(
+            identity=Identity(namespace=one[0], value=one[1]),
+            other_identity=Identity(namespace=other[0], value=other[1]),
+            verdict=LinkVerdict.Value(f"LINK_VERDICT_{verdict}"),
+            weight=weight,
+            stated_by="test",
+        )
+        return self.record(RecordKind.RECORD_KIND_LINK_STATED, stated)
+
+    def split(self, leaving: Sequence[tuple[str, str]], staying: Sequence[tuple[str, str]]) -> int:
+        """Record a split."""
+        sides = [[Identity(namespace=name, value=value) for name, value in side] for side in (leaving, staying)]
+        return self.record(
+            RecordKind.RECORD_KIND_PROFILE_SPLIT, ProfileSplit(leaving=sides[0], staying=sides[1], stated_by="test")
+        )
+
+    def forget(self, erasure_key: bytes, identities: Sequence[tuple[str, str]]) -> int:
+        """Record the wish to forget whoever has these identities."""
+        keys = [identity_key(Identity(namespace=name, value=value)) for name, value in identities]
+        return self.record(
+            RecordKind.RECORD_KIND_ERASURE_ACCEPTED, ErasureAccepted(erasure_key=erasure_key, identity_keys=keys)
+        )
+
     def tick(self) -> int:
         """Record the passing of time."""
         return self.record(RecordKind.RECORD_KIND_TICK, b"")
@@ -86,8 +120,8 @@ class History:
         return receipt.lsn
 
     def profile_key(self, lsn: int) -> bytes:
-        """Return the key of the profile that the source record at this LSN began."""
-        return repository.new_profile_key(self.log.log_id, lsn)
+        """Return the key of the profile that the first identity of the source record at this LSN began."""
+        return own_profile_key(self.log.log_id, lsn, 0)
 
 
 def decision_key(number: int) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from server.catalog.catalog import Catalog
 from server.outcomes.projector import Projector
-from server.profiles import repository
+from server.profiles import describe, repository
+from server.profiles.identity import identity_key
 from server.registry.blobs import BlobAbsentError
 from server.storage.memory import MemoryLog, MemoryStore
 from server.storage.store import Table
@@ -41,6 +42,7 @@ class World:
         self.store = MemoryStore()
         self.history = History(self.log)
         self.projector = Projector(self.log, self.store, load_catalog)
+        self.catalog = CATALOG  # under which profiles are described
 
     def project(self) -> None:
         while self.projector.step():
@@ -49,11 +51,13 @@ class World:
     def profile(self, profile_key: bytes) -> Profile | None:
         with self.store.read() as snapshot:
             stored = repository.load(snapshot, profile_key)
-            return repository.describe(snapshot, profile_key, stored) if stored is not None else None
+            if stored is None:
+                return None
+            return describe.describe(snapshot, profile_key, stored, self.catalog, self.history.now_us)
 
     def key_of(self, namespace: str, value: str) -> bytes | None:
         with self.store.read() as snapshot:
-            return repository.find(snapshot, [Identity(namespace=namespace, value=value)])
+            return repository.find(snapshot, [identity_key(Identity(namespace=namespace, value=value))])
 
     def contacts(self, profile_key: bytes) -> dict[str, tuple[int, int]]:
         profile = self.profile(profile_key)

@@ -1,6 +1,7 @@
-"""A catalog, two people and one decision for tests of what is refused, and one valid request for every unary method.
+"""A catalog, some people and one decision for tests of what is refused, and a valid request for every method.
 
-``World`` is what bad requests are made from; each of them is a valid one with one thing wrong.
+Uploads are left out; they consist of parts. ``World`` is what bad requests are made from; each of them is a valid one
+with one thing wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from tsugi.v1.catalog_pb2 import Catalog
 
 PERSON = {"namespace": "customer_number", "value": "known"}
 OTHER_PERSON = {"namespace": "customer_number", "value": "other"}
+OTHER_BROWSER = {"namespace": "browser_id", "value": "of the other"}
+STRANGER = {"namespace": "customer_number", "value": "never heard of"}
+SHARED = {"namespace": "email", "value": "office@example.com"}  # by more than may share one
+N_SHARING = 3
 
 
 class World(NamedTuple):
@@ -25,10 +30,12 @@ class World(NamedTuple):
     decision_id: str
     action: str  # which that decision chose
     record_lsn: int  # of no configuration change
+    profile_id: str = "0" * 32  # of OTHER_PERSON, who has OTHER_BROWSER too
+    erasure_id: str = "0" * 32  # of STRANGER
 
 
 def catalog() -> Catalog:
-    """Build a catalog with a fact of every type on every side."""
+    """Build a catalog with a fact of every type on every side, and a source that may say little."""
     facts: list[dict[str, Any]] = [
         {"name": "hour", "type": "ATTRIBUTE_TYPE_NUMBER", "minimum": 0, "maximum": 23},
         {"name": "device", "type": "ATTRIBUTE_TYPE_CATEGORY", "allowedValues": ["phone", "desktop"]},
@@ -36,20 +43,50 @@ def catalog() -> Catalog:
         {"name": "note", "type": "ATTRIBUTE_TYPE_TEXT"},
         {"name": "since", "type": "ATTRIBUTE_TYPE_TIME"},
     ]
+    several: list[dict[str, Any]] = [
+        {"name": "sports", "type": "ATTRIBUTE_TYPE_SET", "allowedValues": ["ski", "bike"]},
+        {"name": "spend", "type": "ATTRIBUTE_TYPE_MONEY", "minimum": 0, "maximum": 100},
+        {"name": "taste", "type": "ATTRIBUTE_TYPE_VECTOR", "dimensions": 2},
+    ]
     return catalogs.message(
-        profileAttributes=facts, contextAttributes=facts, eventTypes=[{"name": "visit", "properties": facts}]
+        identityNamespaces=[
+            {"name": "customer_number", "valuesPerProfileMax": 1},
+            {"name": "browser_id", "linkRule": "LINK_RULE_SHARED_DEVICE"},
+            {"name": "email", "sharedMax": N_SHARING - 1},
+            {"name": "order_number", "linkRule": "LINK_RULE_NEVER"},
+        ],
+        sources=[
+            *catalogs.SOURCES,
+            {
+                "name": "narrow",
+                "party": "PARTY_THIRD",
+                "delivery": "DELIVERY_BATCH",
+                "attributes": ["hour"],
+                "eventTypes": ["visit"],
+                "identityNamespaces": ["customer_number"],
+            },
+        ],
+        consentPurposes=[{"name": "marketing"}],
+        profileAttributes=facts + several,
+        contextAttributes=facts,
+        eventTypes=[{"name": "visit", "properties": facts}, {"name": "call"}],
     )
 
 
 def make_world(client: Client) -> World:
-    """Push the catalog, have both people known, and decide once."""
+    """Push the catalog, have some people known and a stranger forgotten, and decide once."""
     client.push_catalog(catalog())
+    known: list[list[dict[str, str]]] = [[PERSON], [OTHER_PERSON, OTHER_BROWSER]]
+    known += [[{"namespace": "customer_number", "value": f"at the office {i}"}, SHARED] for i in range(N_SHARING)]
     records = [
-        source_record(each["value"], "crm", {each["namespace"]: each["value"]}) for each in (PERSON, OTHER_PERSON)
+        source_record(f"known {i}", "crm", [(each["namespace"], each["value"]) for each in person])
+        for i, person in enumerate(known)
     ]
     record_lsn = client.ingest_records(records).lsn
+    other = client.get_profile(identity=(OTHER_PERSON["namespace"], OTHER_PERSON["value"]), at_least_lsn=record_lsn)
+    erasure = client.erase_profile("the stranger", identity=(STRANGER["namespace"], STRANGER["value"]))
     reply = client.decide({"greedy": 1}, durable=True)
-    return World(reply.decision_id, reply.slots[0].action, record_lsn)
+    return World(reply.decision_id, reply.slots[0].action, record_lsn, other.profile.profile_id, erasure.erasure_id)
 
 
 def outcome(world: World, **changes: Any) -> dict[str, Any]:
@@ -66,12 +103,14 @@ def source(**changes: Any) -> dict[str, Any]:
         "identities": [PERSON],
         "attributes": {"hour": {"numberValue": 5}},
         "event": {"type": "visit", "properties": {"hour": {"numberValue": 5}}},
+        "consents": [{"purpose": "marketing", "channel": "web", "state": "CONSENT_DECISION_GRANTED"}],
+        "observationTime": "2026-01-01T00:00:00Z",
     }
     return valid | changes
 
 
 def valid(method: str, world: World) -> dict[str, Any]:
-    """Return one valid request of a unary method, as JSON has it; every field that may repeat does."""
+    """Return one valid request of a method that takes no upload, as JSON has it; every field that may repeat does."""
     return {
         "Decide": {
             "identities": [PERSON],
@@ -83,7 +122,29 @@ def valid(method: str, world: World) -> dict[str, Any]:
         "ReportOutcome": outcome(world),
         "BatchReportOutcomes": {"outcomes": [outcome(world)]},
         "IngestRecords": {"records": [source()]},
-        "GetProfile": {"identity": PERSON},
+        "StreamIngestRecords": {"records": [source()]},
+        "GetProfile": {"identity": PERSON, "timelinePageSize": 5},
+        "ResolveIdentity": {"identities": [PERSON]},
+        "LinkIdentities": {
+            "identity": PERSON,
+            "otherIdentity": OTHER_BROWSER,
+            "verdict": "LINK_VERDICT_DIFFERENT",
+            "statedBy": "somebody",
+            "requestId": "link",
+            "validateOnly": True,
+        },
+        "SplitProfile": {
+            "profileId": world.profile_id,
+            "identities": [OTHER_BROWSER],
+            "statedBy": "somebody",
+            "requestId": "split",
+            "validateOnly": True,
+        },
+        "ListMatchReviews": {"pageSize": 5},
+        "ExportProfile": {"identity": PERSON},
+        "EraseProfile": {"identity": STRANGER, "requestId": "the stranger"},
+        "GetErasure": {"erasureId": world.erasure_id},
+        "AuditSources": {},
         "GetCatalog": {},
         "ListCatalogRevisions": {},
         "RollbackCatalog": {},
@@ -94,5 +155,5 @@ def valid(method: str, world: World) -> dict[str, Any]:
 
 
 def request(method: str, world: World, **changes: Any) -> Message:
-    """Build a valid request of a unary method with changes."""
+    """Build a valid request of a method that takes no upload, with changes."""
     return json_format.ParseDict(valid(method, world) | changes, request_class(method)())

@@ -12,6 +12,7 @@ from typing import Final
 
 from server.catalog.catalog import (
     AND,
+    CONTAINS,
     EQUAL,
     FALSE,
     GREATER,
@@ -36,6 +37,9 @@ BOOL = catalog_pb2.ATTRIBUTE_TYPE_BOOL
 CATEGORY = catalog_pb2.ATTRIBUTE_TYPE_CATEGORY
 TEXT = catalog_pb2.ATTRIBUTE_TYPE_TEXT
 TIME = catalog_pb2.ATTRIBUTE_TYPE_TIME
+SET = catalog_pb2.ATTRIBUTE_TYPE_SET
+MONEY = catalog_pb2.ATTRIBUTE_TYPE_MONEY
+VECTOR = catalog_pb2.ATTRIBUTE_TYPE_VECTOR
 
 _COMPARE: Final[dict[int, Callable[[float, float], bool]]] = {
     LESS: operator.lt,
@@ -44,12 +48,14 @@ _COMPARE: Final[dict[int, Callable[[float, float], bool]]] = {
     NOT_EQUAL: operator.ne,
     GREATER_EQUAL: operator.ge,
     GREATER: operator.gt,
+    CONTAINS: lambda values, code: code >= 0.0 and f"{int(values):b}"[::-1][int(code) :][:1] == "1",
 }
 
 
 def fact(name: str, kind: catalog_pb2.AttributeType, values: Sequence[str] = ()) -> Fact:
-    """Declare a fact without bounds."""
-    return Fact(name, kind, {value: code for code, value in enumerate(values)}, -math.inf, math.inf)
+    """Declare a fact without bounds; an amount is in EUR, a vector has two dimensions."""
+    codes = {value: code for code, value in enumerate(values)}
+    return Fact(name, kind, codes, -math.inf, math.inf, "EUR" if kind == MONEY else "", 2 if kind == VECTOR else 0)
 
 
 def evaluate(rules: Rules, rule: int, facts: Doubles) -> int:

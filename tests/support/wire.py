@@ -99,15 +99,15 @@ class Wire:
     ) -> None:
         self.channel.close()
 
-    def send(
+    def exchange(
         self,
         method: str,
         parts: Sequence[bytes],
         *,
         metadata: Iterable[tuple[str, str]] = (),
         compression: grpc.Compression | None = None,
-    ) -> bytes | Refusal:
-        """Call a method with one message, or the messages of its stream, and return what comes back."""
+    ) -> tuple[list[bytes], Refusal | None]:
+        """Call a method with one message, or the messages of its stream; return every reply, and how it was refused."""
         descriptor = METHODS[method]
         path = f"/{descriptor.containing_service.full_name}/{method}"
         options: dict[str, Any] = {
@@ -116,16 +116,35 @@ class Wire:
             "compression": compression,
             "wait_for_ready": True,
         }
+        replies: list[bytes] = []
         try:
-            if descriptor.client_streaming:
+            if descriptor.server_streaming:
+                both: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(path)
+                replies.extend(both(iter(parts), **options))  # what came before a refusal stays in the list
+            elif descriptor.client_streaming:
                 stream: grpc.StreamUnaryMultiCallable[bytes, bytes] = self.channel.stream_unary(path)
-                reply = stream(iter(parts), **options)
+                replies.append(stream(iter(parts), **options))
             else:
                 unary: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(path)
                 (part,) = parts
-                reply = unary(part, **options)
+                replies.append(unary(part, **options))
         except grpc.RpcError as error:
-            return refusal_of(error)
+            return replies, refusal_of(error)
+        return replies, None
+
+    def send(
+        self,
+        method: str,
+        parts: Sequence[bytes],
+        *,
+        metadata: Iterable[tuple[str, str]] = (),
+        compression: grpc.Compression | None = None,
+    ) -> bytes | Refusal:
+        """Call a method and return its one reply, or how it was refused, whatever was answered before."""
+        replies, refusal = self.exchange(method, parts, metadata=metadata, compression=compression)
+        if refusal is not None:
+            return refusal
+        (reply,) = replies
         return reply
 
     def ask(self, method: str, *messages: Message) -> Message | Refusal:

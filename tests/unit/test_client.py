@@ -6,6 +6,7 @@ import ast
 import hashlib
 import sys
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 import tsugi.client
 import tsugi.requests
-from tsugi.client import event, outcome, source_record, to_value
-from tsugi.requests import CHUNK_BYTES_MAX, catalog_upload, decide_request, model_upload
+from tsugi.client import consent, event, outcome, source_record, to_value
+from tsugi.requests import CHUNK_BYTES_MAX, catalog_upload, decide_request, model_upload, money
 from tsugi.v1.catalog_pb2 import Action, Catalog
 from tsugi.v1.catalog_service_pb2 import CatalogUploadHeader
 from tsugi.v1.decision_service_pb2 import DECISION_ACK_DURABLE, DecideRequest, PlacementRequest
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.model_service_pb2 import ModelUploadHeader
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
-from tsugi.v1.profile_pb2 import Event
+from tsugi.v1.profile_pb2 import Consent, ConsentDecision, Event
 from tsugi.v1.profile_service_pb2 import SourceRecord
-from tsugi.v1.value_pb2 import Value
+from tsugi.v1.value_pb2 import Money, TextSet, Value, Vector
 
 NOON = datetime(2026, 3, 3, 12, tzinfo=UTC)
 NOON_TIMESTAMP = Timestamp(seconds=1_772_539_200)
@@ -36,6 +37,34 @@ def test_each_python_type_becomes_its_own_kind_of_value() -> None:
     assert to_value(True) == Value(bool_value=True)
     assert to_value(False) == Value(bool_value=False)
     assert to_value(NOON) == Value(time_value=NOON_TIMESTAMP)
+
+
+def test_several_things_at_once_are_a_set_or_a_vector() -> None:
+    assert to_value({"ski", "bike"}) == Value(set_value=TextSet(values=["bike", "ski"]))
+    assert to_value(frozenset({"ski"})) == to_value({"ski"})
+    assert to_value([0.5, -1.0]) == Value(vector_value=Vector(numbers=[0.5, -1.0]))
+    amount = money(5, "EUR")
+    assert to_value(amount) is amount
+
+
+def test_money_is_exact_or_refused() -> None:
+    assert money(Decimal("19.99"), "EUR") == Value(money_value=Money(currency_code="EUR", amount_micros=19_990_000))
+    assert money(Decimal("-0.000001"), "JPY").money_value.amount_micros == -1
+    with pytest.raises(ValueError, match="six decimal places"):
+        money(Decimal("0.0000001"), "EUR")
+
+
+def test_consent_says_what_from_when_on_and_on_which_channel() -> None:
+    assert consent("marketing", granted=True) == Consent(
+        purpose="marketing", state=ConsentDecision.CONSENT_DECISION_GRANTED
+    )
+    assert consent("marketing", granted=False, channel="mail", effective_time=NOON) == Consent(
+        purpose="marketing",
+        channel="mail",
+        state=ConsentDecision.CONSENT_DECISION_WITHDRAWN,
+        effective_time=NOON_TIMESTAMP,
+    )
+    assert not consent("marketing", granted=True).HasField("effective_time")
 
 
 def test_instant_of_another_time_zone_is_the_same_instant() -> None:
@@ -133,7 +162,22 @@ def test_source_record_holds_attributes_and_event() -> None:
         attributes={"member": Value(bool_value=True)},
         event=Event(type="purchase", occurrence_time=NOON_TIMESTAMP, properties={"total": Value(number_value=30.0)}),
     )
-    assert not source_record("r1", "shop", {"customer_number": "c1"}).HasField("event")
+    bare = source_record("r1", "shop", {"customer_number": "c1"})
+    assert not bare.HasField("event")
+    assert not bare.HasField("observation_time")
+    assert not bare.consents
+
+
+def test_source_record_holds_consents_and_when_they_were_known() -> None:
+    said = [consent("marketing", granted=False), consent("service", granted=True)]
+    built = source_record("r1", "shop", [("email", "a@example.com")], consents=said, observation_time=NOON)
+    assert built == SourceRecord(
+        record_id="r1",
+        source="shop",
+        identities=[Identity(namespace="email", value="a@example.com")],
+        consents=said,
+        observation_time=NOON_TIMESTAMP,
+    )
 
 
 def test_catalog_upload_announces_what_its_chunks_hold() -> None:

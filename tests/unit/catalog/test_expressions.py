@@ -9,9 +9,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.catalog.catalog import RULE_STACK_MAX, Fact
 from server.catalog.conditions import EXPRESSION_BYTES_MAX
-from server.catalog.expressions import ATOMS_MAX, NO_RULE, RULE_ATOMS_MAX, RULES_MAX, RuleCompiler
+from server.catalog.expressions import ATOMS_MAX, NO_RULE, NO_RULES, RULE_ATOMS_MAX, RULES_MAX, RuleCompiler
+from server.catalog.scopes import FILTER, segment_scope
 from server.errors import Violation
-from tests.support.rules import BOOL, CATEGORY, NO, NOT_KNOWN, NUMBER, TEXT, TIME, YES, evaluate, fact
+from tests.support.rules import (
+    BOOL,
+    CATEGORY,
+    MONEY,
+    NO,
+    NOT_KNOWN,
+    NUMBER,
+    SET,
+    TEXT,
+    TIME,
+    VECTOR,
+    YES,
+    evaluate,
+    fact,
+)
 from tsugi.v1.value_pb2 import Value
 
 NOW_US = 1_772_000_000_000_000
@@ -32,6 +47,9 @@ def declared() -> tuple[list[Fact], list[Fact]]:
             fact("context.tier", CATEGORY, ["gold", "silver"]),
             fact("context.city", TEXT),
             fact("context.urgent", BOOL),
+            fact("profile.sports", SET, ["ski", "bike", "run"]),
+            fact("profile.worth", MONEY),
+            fact("profile.taste", VECTOR),
         ],
         [
             fact("action.price", NUMBER),
@@ -193,6 +211,81 @@ def test_action_fact_that_is_not_stated_is_unknown(book: Rulebook, text: str) ->
     assert book.verdict(text, {"price": Value(text_value="three")}, profile_age=18) == NOT_KNOWN
 
 
+def test_set_is_asked_for_one_of_its_allowed_values(book: Rulebook) -> None:
+    for sports, ski, run in ((0b000, NO, NO), (0b001, YES, NO), (0b100, NO, YES), (0b111, YES, YES)):
+        assert book.verdict("'ski' in profile.sports", profile_sports=sports) == ski
+        assert book.verdict("'run' in profile.sports", profile_sports=sports) == run
+        assert book.verdict("!('run' in profile.sports)", profile_sports=sports) == YES - run
+        both = "'run' in profile.sports && 'ski' in profile.sports"
+        assert book.verdict(both, profile_sports=sports) == (YES if ski == run == YES else NO)
+    assert book.verdict("'ski' in profile.sports") == NOT_KNOWN
+    assert book.verdict("has(profile.sports)", profile_sports=0) == YES  # that it is empty is known
+    assert book.verdict("has(profile.sports)") == NO
+
+
+def test_set_is_asked_for_a_text_of_the_action(book: Rulebook) -> None:
+    ski, gold = Value(text_value="ski"), Value(text_value="gold")
+    assert book.verdict("action.city in profile.sports", {"city": ski}, profile_sports=0b001) == YES
+    assert book.verdict("action.city in profile.sports", {"city": ski}, profile_sports=0b110) == NO
+    assert book.verdict("action.tier in profile.sports", {"tier": gold}, profile_sports=0b111) == NO
+    assert book.verdict("action.tier in profile.sports", {"tier": gold}) == NOT_KNOWN
+    assert book.verdict("action.city in profile.sports", profile_sports=0b111) == NOT_KNOWN
+
+
+def test_amount_is_a_number_and_a_vector_is_known_or_not(book: Rulebook) -> None:
+    assert book.verdict("profile.worth >= 2.5", profile_worth=2.5) == YES
+    assert book.verdict("profile.worth - action.price > 0.0", {"price": number(3)}, profile_worth=3) == NO
+    assert book.verdict("has(profile.taste) && profile.worth > 1.0", profile_taste=1.0, profile_worth=2) == YES
+    assert book.verdict("has(profile.taste)") == NO
+
+
+def declared_events() -> list[Fact]:
+    return [fact("now", TIME), fact("event.sport", CATEGORY, ["ski", "bike"]), fact("event.tags", SET, ["new", "used"])]
+
+
+def test_filter_reads_the_properties_of_its_event_alone() -> None:
+    violations: list[Violation] = []
+    compiler = RuleCompiler(declared_events(), scope=FILTER)
+    row = compiler.add("event.sport == 'ski' && 'used' in event.tags", {}, "", violations)
+    rules = compiler.freeze()
+    assert violations == []
+    assert evaluate(rules, row, np.array([math.nan, 0, 0b10])) == YES
+    assert evaluate(rules, row, np.array([math.nan, 0, 0b01])) == NO
+    for text, name in (
+        ("now > now", "now"),
+        ("profile.age > 1.0", "profile.age"),
+        ("has(action.price)", "action.price"),
+    ):
+        violations.clear()
+        assert compiler.add(text, {}, "", violations) == NO_RULE
+        assert violations
+        assert all(f"{name} cannot be read here; a filter reads" in each.description for each in violations)
+
+
+def test_segment_reads_the_profile_and_now_where_they_stand_in_the_whole_vector() -> None:
+    facts = [fact("now", TIME), fact("profile.age", NUMBER), fact("profile.vip", BOOL), fact("profile.old", BOOL)]
+    facts.append(fact("context.hour", NUMBER))
+    violations: list[Violation] = []
+    compiler = RuleCompiler(facts, scope=segment_scope(["vip", "old"]))
+    assert compiler.add("profile.age > 60.0 && now > timestamp('2026-01-01T00:00:00Z')", {}, "", violations) == 0
+    assert sorted(compiler.freeze().left.tolist()) == [0, 1]
+    for text, fault in (
+        ("profile.old || profile.age > 3.0", "profile.old is a segment; a segment reads no other segment"),
+        ("context.hour > 3.0", "context.hour cannot be read here; a segment reads profile and now"),
+        ("profile.olf", "profile.olf is not declared"),
+    ):
+        violations.clear()
+        assert compiler.add(text, {}, "", violations) == NO_RULE
+        assert violations == [Violation("", f"column 8: {fault}")]
+
+
+def test_no_rules_are_what_a_compiler_without_rules_gives(book: Rulebook) -> None:
+    theirs = book.compiler.freeze()
+    assert [array.tolist() for array in NO_RULES.columns()] == [array.tolist() for array in theirs.columns()]
+    assert [array.dtype for array in NO_RULES.columns()] == [array.dtype for array in theirs.columns()]
+    assert not any(array.flags.writeable for array in NO_RULES.columns())
+
+
 def test_equal_rules_and_comparisons_are_kept_once(book: Rulebook) -> None:
     violations: list[Violation] = []
     texts = ["profile.age > 1.0", "1.0 < profile.age", "profile.age > action.price", "profile.age > 1.0 && true"]
@@ -255,6 +348,19 @@ def test_frozen_rules_are_read_only_and_typed(book: Rulebook) -> None:
         ("1 == 1", "column 1: numbers have a point: write 1.0"),
         ("profile.age > 1e999", "column 13: the number is too large"),
         ("profile.age + profile.balance > 1.0", "column 31: a comparison takes one fact, or one fact minus another"),
+        ("'sky' in profile.sports", "column 1: 'sky' is no allowed value of profile.sports; did you mean ski?"),
+        (
+            "profile.city in profile.sports",
+            "column 14: a set is asked for a literal or for a text of the action, in profile.sports",
+        ),
+        ("profile.sports == ['ski']", "column 8: a set is asked for its values: 'ski' in profile.sports"),
+        ("1.0 in profile.sports", "column 5: in does not take (number, list(text))"),
+        ("1.0 in profile.taste", "column 15: of a vector a rule asks only whether it is known: has(profile.taste)"),
+        ("profile.taste == [1.0]", "column 8: of a vector a rule asks only whether it is known: has(profile.taste)"),
+        (
+            "event.total > 1.0",
+            "column 6: event.total cannot be read here; a rule reads profile, context, action and now",
+        ),
         ("", "column 1: the rule ends too early"),
     ],
 )
@@ -276,6 +382,9 @@ def test_fault_says_where_and_what_to_write_instead(book: Rulebook, text: str, f
         "(profile.member ? 1.0 : 2.0) > profile.age",
         "profile == profile",
         "profile.city in []",
+        "profile.sports.exists(sport, sport == 'ski')",
+        "size(profile.sports) == 1",
+        "profile.sports[0] == 'ski'",
         "dyn(profile.age) == 3",
         "double('nan') < profile.age",
         "now.getHours() > 3",

@@ -7,6 +7,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 
 from server.catalog import loading
+from server.catalog.compile import compile_catalog
 from server.catalog.loading import load_catalog
 from server.errors import TsugiError
 from tsugi.v1 import catalog_pb2
@@ -17,19 +18,37 @@ name: Winter sports
 currencyCode: EUR
 identityNamespaces:
 - name: customer_number
+- name: phone
+  linkRule: LINK_RULE_SHARED_DEVICE
+  valuesPerProfileMax: 2
+  sharedMax: 8
+  meaning: MEANING_PHONE
 profileAttributes:
-- {name: age, type: ATTRIBUTE_TYPE_NUMBER, minimum: 0, maximum: 120, center: 40, spread: 1.5e1}
+- {name: age, type: ATTRIBUTE_TYPE_NUMBER, minimum: 0, maximum: 120, center: 40, spread: 1.5e1, unit: years}
 - name: tier
   type: ATTRIBUTE_TYPE_CATEGORY
   allowedValues: [gold, silver, "2026", 2026-01-01]
   excludedFromLearning: true
+- name: email
+  type: ATTRIBUTE_TYPE_TEXT
+  personalData: true
+  purposes: [marketing]
+  timeToLive: 31536000s
+  survivorship: SURVIVORSHIP_MOST_TRUSTED
+  meaning: MEANING_EMAIL
+- {name: taste, type: ATTRIBUTE_TYPE_VECTOR, dimensions: 3}
 contextAttributes:
 actionAttributes:
 - {name: price, type: ATTRIBUTE_TYPE_NUMBER}
 eventTypes:
 - name: purchase
   properties:
-  - {name: total, type: ATTRIBUTE_TYPE_NUMBER}
+  - {name: total, type: ATTRIBUTE_TYPE_MONEY}
+  retention: 34560000s
+  channel: web
+- name: complaint
+  properties: &ticket [{name: ticket, type: ATTRIBUTE_TYPE_TEXT}]
+- {name: settlement, properties: *ticket}
 outcomeTypes:
 - {name: click}
 - {name: seen, kind: OUTCOME_KIND_IMPRESSION, valueMinimum: -1, valueMaximum: "2.5"}
@@ -69,6 +88,50 @@ actions:
     weight: 2
     content: {title: Warm feet, count: 3, since: 2026-01-01, deep: [1, {a: null, b: false}], "yes": no}
 randomControl: {share: 0.05, salt: s}
+sources:
+- name: crm
+  owner: customer care
+  party: PARTY_FIRST
+  delivery: DELIVERY_BATCH
+  trust: 0
+  attributes: [age]
+  eventTypes: [purchase]
+  identityNamespaces: [customer_number, phone]
+  defaultCountryCode: DE
+  channel: web
+  silenceMax: 86400s
+consentPurposes:
+- name: marketing
+windows:
+- {name: purchases_visit, kind: WINDOW_KIND_COUNT, eventType: purchase, session: true}
+- name: spend_30d
+  kind: WINDOW_KIND_SUM
+  eventType: purchase
+  property: total
+  filter: event.total > 0.0
+  span: 2592000s
+  center: 0
+- name: n_open
+  kind: WINDOW_KIND_OPEN
+  eventType: complaint
+  property: ticket
+  closingEventType: settlement
+  span: 86400s
+recencyFrequencyMonetary:
+- {name: spend, eventType: purchase, property: total}
+sessionGap: 1800s
+segments:
+- {name: angry, expression: profile.n_open > 0.0}
+journey:
+  stages: [{name: awareness}, {name: engagement}]
+  transitions:
+  - {fromStages: [awareness], eventType: purchase, toStage: engagement}
+  - {outcomeType: click, toStage: engagement}
+matching:
+  off: false
+  fields: [{attribute: email, weights: [9, 0.5, -4]}]
+  linkWeightMin: 10
+  reviewWeightMin: 5
 """
 
 
@@ -82,7 +145,7 @@ def faults(text: str) -> list[tuple[str, str]]:
 
 def test_yaml_is_read_as_the_json_mapping() -> None:
     catalog = load_catalog(BOOTS)
-    age, tier = catalog.profile_attributes
+    age, tier, *_ = catalog.profile_attributes
     assert (age.maximum, age.spread, age.HasField("center"), tier.HasField("center")) == (120.0, 15.0, True, False)
     assert list(tier.allowed_values) == ["gold", "silver", "2026", "2026-01-01"]
     assert tier.type == catalog_pb2.ATTRIBUTE_TYPE_CATEGORY
@@ -102,6 +165,21 @@ def test_yaml_is_read_as_the_json_mapping() -> None:
         "deep": [1.0, {"a": None, "b": False}],
         "yes": "no",
     }
+
+
+def test_what_is_said_about_profiles_is_read_too() -> None:
+    catalog = load_catalog(BOOTS)
+    crm, visit, spend = catalog.sources[0], catalog.windows[0], catalog.windows[1]
+    assert (crm.trust, crm.HasField("trust"), crm.silence_max.seconds) == (0, True, 86_400)
+    assert (crm.party, crm.delivery) == (catalog_pb2.PARTY_FIRST, catalog_pb2.DELIVERY_BATCH)
+    assert (visit.WhichOneof("reach"), spend.WhichOneof("reach")) == ("session", "span")
+    assert (spend.HasField("center"), spend.HasField("spread")) == (True, False)
+    assert [each.WhichOneof("touchpoint") for each in catalog.journey.transitions] == ["event_type", "outcome_type"]
+    assert list(catalog.matching.fields[0].weights) == [9.0, 0.5, -4.0]
+
+
+def test_example_compiles() -> None:
+    assert compile_catalog(load_catalog(BOOTS)).profiles.windows.names[0] == "purchases_visit"
 
 
 @pytest.mark.parametrize("preserving_proto_field_name", [False, True])
@@ -133,12 +211,12 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
     text = text.replace("spread: 1.5e1", "spread: wide").replace("- name: customer_number", "- customer_number")
     assert faults(text) == [
         ("identityNamespaces[0]", "names with values are expected here, such as name: … (line 4)"),
-        ("profileAttributes[0].spread", "a number is expected, got 'wide' (line 6)"),
+        ("profileAttributes[0].spread", "a number is expected, got 'wide' (line 11)"),
         (
             "profileAttributes[1].type",
-            "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 8)",
+            "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 53)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 71)"),
     ]
 
 
@@ -190,6 +268,46 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "placements: [{exploration: {greedy: {}, squareCb: {}}}]",
             "placements[0].exploration.squareCb",
             "not beside greedy; only one may be set (line 1)",
+        ),
+        (
+            "windows: [{span: 60s, session: true}]",
+            "windows[0].session",
+            "not beside span; only one may be set (line 1)",
+        ),
+        (
+            "journey: {transitions: [{outcomeType: a, eventType: b}]}",
+            "journey.transitions[0].eventType",
+            "not beside outcomeType; only one may be set (line 1)",
+        ),
+        ("windows: [{spam: 60s}]", "windows[0].spam", "no such field; did you mean span? (line 1)"),
+        ("segment: []", "segment", "no such field; did you mean segments? (line 1)"),
+        ("sources: [{silenceMaximum: 60s}]", "sources[0].silenceMaximum", "no such field; did you mean silenceMax?"),
+        (
+            "windows: [{kind: COUNT}]",
+            "windows[0].kind",
+            "'COUNT' is no WindowKind; did you mean WINDOW_KIND_COUNT? (line 1)",
+        ),
+        (
+            "sources: [{party: THIRD_PARTY}]",
+            "sources[0].party",
+            "'THIRD_PARTY' is no Party; one of PARTY_FIRST, PARTY_SECOND, PARTY_THIRD is expected (line 1)",
+        ),
+        (
+            "profileAttributes: [{survivorship: MOST_RECENT}]",
+            "profileAttributes[0].survivorship",
+            "'MOST_RECENT' is no Survivorship; did you mean SURVIVORSHIP_MOST_RECENT? (line 1)",
+        ),
+        (
+            "identityNamespaces: [{linkRule: HOUSEHOLD}]",
+            "identityNamespaces[0].linkRule",
+            "'HOUSEHOLD' is no LinkRule; did you mean LINK_RULE_HOUSEHOLD? (line 1)",
+        ),
+        ("sources: [{trust: 0.5}]", "sources[0].trust", "a whole number from 0 to 4294967295 is expected, got '0.5'"),
+        ("sessionGap: 30m", "sessionGap", "a span in seconds, such as 3600s, is expected, got '30m' (line 1)"),
+        (
+            "matching: {fields: [{weights: [high]}]}",
+            "matching.fields[0].weights[0]",
+            "a number is expected, got 'high'",
         ),
         (
             "profileAttributes: [{excludedFromLearning: 1}]",

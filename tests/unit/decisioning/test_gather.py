@@ -16,11 +16,12 @@ from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request, is_random_control
 from server.errors import TsugiError
-from server.profiles import repository
+from server.profiles.erased import NOBODY
+from server.profiles.identity import identity_key
 from server.storage.memory import MemoryStore
 from server.storage.store import Table
-from tests.support import catalogs
-from tests.support.deciding import stored_profile
+from tests.support import catalogs, populating
+from tests.support.populating import Person
 from tsugi.v1.decision_pb2 import Degradation
 from tsugi.v1.decision_service_pb2 import DecideRequest
 from tsugi.v1.error_reason_pb2 import ErrorReason
@@ -40,8 +41,8 @@ def store(catalog: Catalog) -> MemoryStore:
     store = MemoryStore()
     with store.write() as txn:
         for key, number, age in ((ANNA, "1", 30), (BERT, "2", 60)):
-            profile = stored_profile({"age": age, "member": True}, {"customer_number": number, "browser_id": number})
-            repository.save(txn, key, profile, catalog.space, lsn=1)
+            profile = Person({"age": age, "member": True}, {"customer_number": number, "browser_id": number})
+            populating.put(txn, key, profile, catalog)
     return store
 
 
@@ -131,7 +132,7 @@ def test_nothing_of_a_refused_request_reaches_the_next(
             loop, identities=[{"namespace": "customer_number", "value": "1"}], context={"hour": {"numberValue": 7}}
         )
         gather_request(gone, batch)
-        gather_profile(gone, batch, snapshot)
+        gather_profile(gone, batch, snapshot, NOBODY)
         batch.discard()  # refused after all
         wrong = ask(loop, context={"hour": {"numberValue": 9}}, identities=[{"namespace": "x", "value": "1"}])
         with pytest.raises(TsugiError):
@@ -139,7 +140,7 @@ def test_nothing_of_a_refused_request_reaches_the_next(
         batch.discard()
         stranger = ask(loop, identities=[{"namespace": "customer_number", "value": "99"}])
         gather_request(stranger, batch)
-        gather_profile(stranger, batch, snapshot)
+        gather_profile(stranger, batch, snapshot, NOBODY)
         batch.add(stranger, seed=5, state_lsn=3)
     assert np.isnan(batch.facts[0, 1:]).all()
     assert stranger.degradations == [Degradation.DEGRADATION_PROFILE_UNKNOWN]
@@ -160,7 +161,7 @@ def test_first_known_identity_leads_to_the_person(
     )
     with store.read() as snapshot:
         gather_request(asked, batch)
-        gather_profile(asked, batch, snapshot)
+        gather_profile(asked, batch, snapshot, NOBODY)
     assert asked.profile_key == BERT
     assert asked.subjects == (BERT,)
     assert (fact(batch, 0, "profile.age"), fact(batch, 0, "profile.member")) == (60.0, 1.0)
@@ -176,15 +177,15 @@ def test_profile_id_counts_before_identities_and_may_be_unknown(
     with store.read() as snapshot:
         known = ask(loop, profileId=ANNA.hex(), identities=identities)
         gather_request(known, batch)
-        gather_profile(known, batch, snapshot)
+        gather_profile(known, batch, snapshot, NOBODY)
         batch.add(known, 0, 0)
         unknown = ask(loop, profileId="00" * 16, identities=identities)
         gather_request(unknown, batch)
-        gather_profile(unknown, batch, snapshot)
+        gather_profile(unknown, batch, snapshot, NOBODY)
     assert known.profile_key == ANNA
     assert unknown.profile_key == b""
     assert unknown.degradations == [Degradation.DEGRADATION_PROFILE_UNKNOWN]
-    assert unknown.subjects == (repository.identity_key(Identity(namespace="customer_number", value="2")),)
+    assert unknown.subjects == (identity_key(Identity(namespace="customer_number", value="2")),)
 
 
 def test_profile_that_cannot_be_read_is_as_if_nothing_were_known(
@@ -192,7 +193,7 @@ def test_profile_that_cannot_be_read_is_as_if_nothing_were_known(
 ) -> None:
     store = MemoryStore()
     with store.write() as txn:
-        repository.save(txn, ANNA, stored_profile({"age": 30}, {"customer_number": "1"}), catalog.space, lsn=1)
+        populating.put(txn, ANNA, Person({"age": 30}, {"customer_number": "1"}), catalog)
         data = txn.get(Table.PROFILES, ANNA)
         assert data is not None
         txn.put(Table.PROFILES, ANNA, bytes(data[:-1]) + bytes([data[-1] ^ 1]))
@@ -200,7 +201,7 @@ def test_profile_that_cannot_be_read_is_as_if_nothing_were_known(
     asked = ask(loop, identities=[{"namespace": "customer_number", "value": "1"}])
     with store.read() as snapshot:
         gather_request(asked, batch)
-        gather_profile(asked, batch, snapshot)
+        gather_profile(asked, batch, snapshot, NOBODY)
     assert asked.degradations == [Degradation.DEGRADATION_PROFILE_UNAVAILABLE]
     assert np.isnan(batch.facts[0, 1:]).all()
     assert asked.profile_key == ANNA, "whose contact it is stays known"
@@ -249,8 +250,8 @@ def test_person_not_known_yet_is_in_the_control_by_the_first_identity(
             batch = Batch(control, NOW_US, 1)
             asked = ask(loop, identities=[{"namespace": "browser_id", "value": str(i)}])
             gather_request(asked, batch)
-            gather_profile(asked, batch, snapshot)
-            key = repository.identity_key(Identity(namespace="browser_id", value=str(i)))
+            gather_profile(asked, batch, snapshot, NOBODY)
+            key = identity_key(Identity(namespace="browser_id", value=str(i)))
             assert asked.mode == (RANDOM_CONTROL if is_random_control(control, key) else EXPLORE)
             modes.add(asked.mode)
     assert modes == {RANDOM_CONTROL, EXPLORE}

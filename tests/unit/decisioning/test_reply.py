@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.decisioning import reply
-from server.decisioning.wire import varint
+from server.wire import varint
 from tests.support import catalogs
 from tests.support.deciding import TOKEN_KEY
 from tsugi.v1.decision_pb2 import ChoiceReason, Degradation, Slot

@@ -17,16 +17,17 @@ from server.decisioning.live import make_live
 from server.decisioning.models import Champion, align, no_champion
 from server.decisioning.service import DecisionService
 from server.errors import TsugiError
-from server.profiles import repository
+from server.profiles.identity import identity_key
 from server.registry.scorers import ScoringError
 from server.storage.applied import Applied, write_applied
 from server.storage.log import LogFullError, LogUnavailableError
 from server.storage.memory import MemoryLog, MemoryStore
 from server.storage.store import Snapshot, Table
 from server.tokens import TokenKey
-from tests.support import catalogs
+from tests.support import catalogs, populating
 from tests.support.committing import ScriptedCommitter
-from tests.support.deciding import given_champion, stored_profile
+from tests.support.deciding import given_champion
+from tests.support.populating import Person
 from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
 from tsugi.v1.decision_pb2 import Degradation
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
@@ -43,7 +44,7 @@ POISON: Final = "poison"
 class PoisonedStore(MemoryStore):
     """A store that fails on one person."""
 
-    poisoned = repository.identity_key(Identity(namespace="customer_number", value=POISON))
+    poisoned = identity_key(Identity(namespace="customer_number", value=POISON))
 
     @contextmanager
     def read(self) -> Iterator[Any]:
@@ -110,9 +111,9 @@ class Desk:
 
     def know(self, number: str, lsn: int, **attributes: Any) -> None:
         """Put a person into the state and say that it includes an LSN."""
-        profile = stored_profile(attributes, {"customer_number": number})
+        profile = Person(attributes, {"customer_number": number})
         with self.store.write() as txn:
-            repository.save(txn, number.encode().ljust(16, b"\0"), profile, self.catalog.space, lsn)
+            populating.put(txn, number.encode().ljust(16, b"\0"), profile, self.catalog, lsn)
             write_applied(txn, Applied(lsn, NOW_US, 0))
 
     async def records(self) -> list[DecisionRecord]:

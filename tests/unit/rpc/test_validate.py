@@ -16,7 +16,14 @@ from tsugi.v1.decision_service_pb2 import DecideRequest
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
-from tsugi.v1.profile_service_pb2 import SourceRecord
+from tsugi.v1.profile_pb2 import ConsentDecision
+from tsugi.v1.profile_service_pb2 import (
+    LinkIdentitiesRequest,
+    LinkVerdict,
+    SourceRecord,
+    SplitProfileRequest,
+)
+from tsugi.v1.value_pb2 import Value
 
 NOW_US = 1_760_000_000_000_000
 AHEAD_US = 5 * 60 * 1_000_000
@@ -101,6 +108,128 @@ def test_instant_may_lie_five_minutes_ahead_and_no_longer() -> None:
     validate.report_outcome(request, NOW_US)
     request.occurrence_time.FromMicroseconds(NOW_US + AHEAD_US + 1)
     refused(lambda: validate.report_outcome(request, NOW_US), "occurrence_time", "TIME_OUT_OF_RANGE")
+
+
+def test_observation_and_consents_may_lie_five_minutes_ahead_and_no_longer() -> None:
+    record = usual_record()
+    record.observation_time.FromMicroseconds(NOW_US + AHEAD_US)
+    consent = record.consents.add(purpose="marketing", state=ConsentDecision.CONSENT_DECISION_WITHDRAWN)
+    consent.effective_time.FromMicroseconds(NOW_US + AHEAD_US)
+    validate.source_record(record, NOW_US)
+    refused(lambda: validate.source_record(record, NOW_US - 1), "consents[0].effective_time", "TIME_OUT_OF_RANGE")
+    consent.ClearField("effective_time")
+    refused(lambda: validate.source_record(record, NOW_US - 1), "observation_time", "TIME_OUT_OF_RANGE")
+
+
+@pytest.mark.parametrize("state", [0, 3, -1])
+def test_consent_allows_or_forbids(state: int) -> None:
+    record = usual_record()
+    record.consents.add(state=ConsentDecision.CONSENT_DECISION_GRANTED)
+    record.consents.add(state=state)
+    refused(lambda: validate.source_record(record, NOW_US), "consents[1].state")
+
+
+def test_record_holds_64_consents_at_most() -> None:
+    record = usual_record()
+    for _ in range(64):
+        record.consents.add(state=ConsentDecision.CONSENT_DECISION_GRANTED)
+    validate.source_record(record, NOW_US)
+    record.consents.add(state=ConsentDecision.CONSENT_DECISION_GRANTED)
+    refused(lambda: validate.source_record(record, NOW_US), "consents", "LIMIT_EXCEEDED")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"setValue": {"values": [f"x{i}" for i in range(53)]}}, "LIMIT_EXCEEDED"),
+        ({"setValue": {"values": ["a", "x" * 1_025]}}, "LIMIT_EXCEEDED"),
+        ({"setValue": {"values": ["a", "b\n"]}}, "FIELD_INVALID"),
+        ({"moneyValue": {"currencyCode": "", "amountMicros": 1}}, "FIELD_INVALID"),
+        ({"moneyValue": {"currencyCode": "EURO", "amountMicros": 1}}, "FIELD_INVALID"),
+        ({"moneyValue": {"currencyCode": "EUR\n", "amountMicros": 1}}, "FIELD_INVALID"),
+        ({"vectorValue": {"numbers": [0.0] * 257}}, "LIMIT_EXCEEDED"),
+        ({"vectorValue": {"numbers": [0.0, "NaN"]}}, "FIELD_INVALID"),
+        ({"vectorValue": {"numbers": ["-Infinity"]}}, "FIELD_INVALID"),
+    ],
+)
+def test_sets_amounts_and_vectors_are_bounded_whatever_is_declared(value: dict[str, object], reason: str) -> None:
+    record = usual_record()
+    record.attributes["fine"].CopyFrom(Value(text_value="x" * 1_024))
+    json_format.ParseDict(value, record.attributes["odd"])
+    refused(lambda: validate.source_record(record, NOW_US), "attributes.odd", reason)
+
+
+def usual_link() -> LinkIdentitiesRequest:
+    return LinkIdentitiesRequest(
+        identity=Identity(namespace="n", value="v"),
+        other_identity=Identity(namespace="n", value="w"),
+        verdict=LinkVerdict.LINK_VERDICT_PROPOSED,
+        weight=-3.5,
+        stated_by="a-matcher_2",
+        request_id="r",
+    )
+
+
+def usual_split() -> SplitProfileRequest:
+    return SplitProfileRequest(
+        profile_id="0f" * 16, identities=[Identity(namespace="n", value="v")] * 63, stated_by="clerk", request_id="r"
+    )
+
+
+def test_usual_statements_pass_unchanged() -> None:
+    link, split = usual_link(), usual_split()
+    validate.link_identities(link)
+    validate.split_profile(split)
+    assert (link, split) == (usual_link(), usual_split())
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "reason"),
+    [
+        ({"identity": {"namespace": "n"}}, "identity.value", "FIELD_INVALID"),
+        ({"otherIdentity": {"value": "w"}}, "other_identity.namespace", "FIELD_INVALID"),
+        ({"verdict": 0}, "verdict", "FIELD_INVALID"),
+        ({"verdict": 4}, "verdict", "FIELD_INVALID"),
+        ({"weight": "Infinity"}, "weight", "FIELD_INVALID"),
+        ({"statedBy": "Anybody"}, "stated_by", "FIELD_INVALID"),
+        ({"statedBy": "clerk\n"}, "stated_by", "FIELD_INVALID"),
+        ({"requestId": ""}, "request_id", "FIELD_INVALID"),
+    ],
+)
+def test_link_says_who_says_what_of_whom(change: dict[str, object], path: str, reason: str) -> None:
+    whole = json_format.MessageToDict(usual_link()) | change
+    request = json_format.ParseDict(whole, LinkIdentitiesRequest())
+    refused(lambda: validate.link_identities(request), path, reason)
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "reason"),
+    [
+        ({"profileId": ""}, "profile_id", "FIELD_INVALID"),
+        ({"profileId": "0F" * 16}, "profile_id", "FIELD_INVALID"),
+        ({"identities": []}, "identities", "FIELD_INVALID"),
+        ({"identities": [{"namespace": "n", "value": "v"}] * 64}, "identities", "LIMIT_EXCEEDED"),
+        (
+            {"identities": [{"namespace": "n", "value": "v"}, {"namespace": "n"}]},
+            "identities[1].value",
+            "FIELD_INVALID",
+        ),
+        ({"statedBy": ""}, "stated_by", "FIELD_INVALID"),
+        ({"requestId": "x" * 129}, "request_id", "FIELD_INVALID"),
+    ],
+)
+def test_split_says_who_takes_what_out_of_which_profile(change: dict[str, object], path: str, reason: str) -> None:
+    whole = json_format.MessageToDict(usual_split()) | change
+    request = json_format.ParseDict(whole, SplitProfileRequest())
+    refused(lambda: validate.split_profile(request), path, reason)
+
+
+def test_person_is_named_by_profile_id_or_else_by_one_identity() -> None:
+    validate.person("0f" * 16, Identity(value="is not looked at"))
+    validate.person("", Identity(namespace="n", value="v"))
+    refused(lambda: validate.person("", Identity()), "profile_id")
+    refused(lambda: validate.person("x", Identity(namespace="n", value="v")), "profile_id")
+    refused(lambda: validate.person("", Identity(namespace="n")), "identity.value")
 
 
 @given(st.integers(0, (1 << 64) - 1))

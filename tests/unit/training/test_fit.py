@@ -80,9 +80,11 @@ def test_graph_scores_as_the_network_does() -> None:
     )
 
 
-def test_every_declared_fact_has_its_columns() -> None:
+def test_every_declared_attribute_has_its_columns() -> None:
     manifest = make_manifest(catalog())
-    declared = {fact.name for fact in (*catalog().space.facts[1:], *catalog().action_facts)}
+    facts = (attribute.fact for attribute in catalog().profiles.attributes)
+    declared = {fact.name for fact in (*facts, *catalog().action_facts)}
+    declared |= {f"context.{name}" for name in catalog().space.context}
     assert {feature.fact for feature in manifest.features} == declared
     unknown = {feature.fact for feature in manifest.features if feature.WhichOneof("encoding") == "is_unknown"}
     assert unknown == {fact for fact in declared if fact.startswith("profile.")}

@@ -78,7 +78,7 @@ def test_visits_fill_declared_placements_of_their_channel() -> None:
 def test_a_stated_share_of_profile_facts_is_unknown() -> None:
     people = World(catalog(), SEED).people(2_000)
     known = sum(len(person.attributes) for person in people)
-    assert 1.0 - known / (2_000 * catalog().space.n_profile) == pytest.approx(UNKNOWN_SHARE, abs=0.01)
+    assert 1.0 - known / (2_000 * len(catalog().profiles.attributes)) == pytest.approx(UNKNOWN_SHARE, abs=0.01)
 
 
 def test_eligible_actions_are_those_whose_rule_cel_itself_finds_true() -> None:

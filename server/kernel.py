@@ -1,12 +1,12 @@
-"""How the decision leaves are compiled: plain loops over columns, turned into machine code by Numba.
+"""How loops over columns are compiled: the leaves of a decision, and what follows from a profile, by Numba.
 
 Why loops and not numpy: a decision over 100 candidates is some forty small steps. As numpy calls each pays its own
 entry, and after a wake-up of the transport each pays it with cold caches; fused they cost a fifth
 (``decide100.hot_compute`` of ``make bench``). The numpy form of every leaf stands in ``tests/support`` as its oracle.
 
-The compiled code is cached on disk in a folder named by a hash of every module that holds kernels, because Numba
-looks at the caller's file alone and would keep using an old leaf inside it. The cache is Numba's own format, which is
-pickle: ``app.py`` refuses to start when others may write to the folder.
+The compiled code is cached on disk in a folder named by a hash of every module that holds kernels or the constants
+they are compiled with, because Numba looks at the caller's file alone and would keep using an old leaf inside it. The
+cache is Numba's own format, which is pickle: ``app.py`` refuses to start when others may write to the folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
@@ -23,12 +23,16 @@ import numba  # the setting above is read at import
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
+_OF_CONSTANTS: Final = ("catalog/catalog.py", "catalog/profile_terms.py")
+
 
 def _cache_folder() -> Path:
     folder = Path(__file__).resolve().parent
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(folder.glob("*.py")):
-        digest.update(source.read_bytes())
+    for source in sorted(folder.rglob("*.py")):
+        code = source.read_bytes()
+        if b"\n@kernel\n" in code or source.relative_to(folder).as_posix() in _OF_CONSTANTS:
+            digest.update(code)
     return folder / "__pycache__" / f"kernels-{digest.hexdigest()[:16]}"
 
 

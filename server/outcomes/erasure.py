@@ -1,0 +1,65 @@
+"""Which log records are about a person who is to be forgotten.
+
+Handed what the state knew of the person, it names the records that must become tombstones: everything recorded under
+the person's identities and profiles, and every decision that names one of them. What merely went through the same
+profile at some time, and belongs to somebody else by now, stays.
+"""
+
+from __future__ import annotations
+
+from server.catalog.catalog import Catalog
+from server.profiles.identity import named_all
+from server.profiles.writer import Forgotten
+from server.storage.log import Log
+from server.storage.record import Record
+from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
+from tsugi.v1.decision_service_pb2 import DecideRequest
+
+
+def records_about(log: Log, forgotten: Forgotten, until_lsn: int, catalog: Catalog) -> list[int]:
+    """Return the LSNs of the records about a person, ascending, none after until_lsn.
+
+    Args:
+        log: read by subject.
+        forgotten: keys of the person's identities and profiles, and what stood on the timeline.
+        until_lsn: the erasure's own.
+        catalog: in force; gives identities the form they are compared in.
+
+    Cost: one read of the log a record.
+    """
+    found = set(forgotten.lsns)
+    for subject in (*forgotten.nodes, *forgotten.profiles):
+        found.update(log.about(subject))
+    nodes, profiles = frozenset(forgotten.nodes), frozenset(forgotten.profiles)
+    lsns = []
+    for lsn in sorted(found):
+        record = log.get(lsn) if lsn < until_lsn else None
+        if record is not None and not record.is_tombstone and _is_about(log, record, nodes, profiles, catalog):
+            lsns.append(lsn)
+    return lsns
+
+
+def _is_about(log: Log, record: Record, nodes: frozenset[bytes], profiles: frozenset[bytes], catalog: Catalog) -> bool:
+    """Say whether a record is about the person, and not about somebody whose profile was the same for a time."""
+    if record.kind == RecordKind.RECORD_KIND_OUTCOME:
+        entry = log.find(OutcomeRecord.FromString(record.payload).decision_key)
+        decided = log.get(entry.lsn) if entry is not None else None
+        if decided is None or decided.is_tombstone:
+            return True
+        record = decided
+    if record.kind != RecordKind.RECORD_KIND_DECISION:
+        return record.kind in _OF_PEOPLE
+    decision = DecisionRecord.FromString(record.payload)
+    named = named_all(DecideRequest.FromString(decision.request).identities, catalog.profiles)
+    if named:
+        return any(one.key in nodes for one in named)
+    return decision.profile_key in profiles
+
+
+_OF_PEOPLE = frozenset(
+    {
+        RecordKind.RECORD_KIND_SOURCE_RECORD,
+        RecordKind.RECORD_KIND_LINK_STATED,
+        RecordKind.RECORD_KIND_PROFILE_SPLIT,
+    }
+)

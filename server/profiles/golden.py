@@ -1,0 +1,115 @@
+"""One person out of many parts: what is known, whose word stands, and what follows from it at an instant.
+
+Handed the parts of a person, it folds them into one golden record: the surviving value of each attribute, when it is
+forgotten, and the series of everything that happened. The order of the parts is without effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from server.catalog.catalog import Catalog, Doubles
+from server.catalog.profile_terms import Instants, ProfileTerms
+from server.profiles import derived, survivorship
+from server.profiles import parts as stored_parts
+from server.profiles.series import SeriesSet
+from server.storage.store import Snapshot, Table
+from tsugi.log.v1.state_pb2 import StoredClaim, StoredNode, StoredPart
+
+
+class Golden(NamedTuple):
+    """One person, folded."""
+
+    leader: bytes  # key of the node that begins the profile
+    parts: tuple[bytes, ...]  # keys of all its nodes, ascending
+    facts: Doubles  # float64[attributes], NaN where unknown
+    expiries_us: Instants  # int64[attributes]: from when on each is unknown
+    series: SeriesSet
+
+
+def fold(
+    leader: bytes, parts: Sequence[tuple[bytes, StoredPart, SeriesSet]], terms: ProfileTerms, now_us: int
+) -> Golden:
+    """Fold the parts of one person.
+
+    Args:
+        leader: key of the node that begins the profile.
+        parts: key, content and series of each node's part, any order.
+        terms: of the catalog in force.
+        now_us: claims that are forgotten by then do not count.
+
+    Cost: some 3 µs a claim.
+    """
+    claims = claims_by_attribute([part for _, part, _ in parts])
+    trust = trust_of(terms)
+    n = len(terms.attributes)
+    facts = np.full(n, math.nan)
+    expiries_us = np.full(n, survivorship.NEVER_US, np.int64)
+    for row, attribute in enumerate(terms.attributes):
+        stated = claims.get(attribute.name)
+        if stated is None:
+            continue
+        ranked = survivorship.standing(stated, attribute, trust, now_us)
+        if ranked:
+            facts[row] = attribute.fact.encode(ranked[0].value)
+            expiries_us[row] = survivorship.expires_us(ranked[0], attribute)
+    expiries_us.flags.writeable = False
+    series = parts[0][2] if len(parts) == 1 else parts[0][2].merge([each for _, _, each in parts[1:]])
+    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, expiries_us, series)
+
+
+def evaluate(folded: Golden, catalog: Catalog, now_us: int, out: Doubles) -> tuple[int, int]:
+    """Write what is known of a person at an instant, and what follows from it.
+
+    Args:
+        folded: the person.
+        catalog: in force.
+        now_us: the instant.
+        out: float64[facts]; now and the profile's part are written.
+
+    Returns:
+        The first instant after now_us at which any of it is another, and the first at which a segment or the stage of
+        the journey may be.
+    """
+    out[0] = now_us
+    out[1 : 1 + folded.facts.size] = folded.facts
+    until_us, segments_until_us = derived.of(catalog).evaluate(now_us, out, folded.expiries_us, folded.series)
+    return int(until_us), int(segments_until_us)
+
+
+def fold_stored(snapshot: Snapshot, keys: Sequence[bytes], terms: ProfileTerms, now_us: int) -> Golden:
+    """Fold a person from the store. Cost: some 100 µs, and more where series are made again for another layout."""
+    parts = [
+        (key, part, stored_parts.series_of(snapshot, key, part, terms)) for key, part in read_parts(snapshot, keys)
+    ]
+    return fold(keys[0], parts, terms, now_us)
+
+
+def read_parts(snapshot: Snapshot, keys: Sequence[bytes]) -> list[tuple[bytes, StoredPart]]:
+    """Read parts; a node under which nothing was recorded has an empty one."""
+    found = [(key, snapshot.get(Table.PARTS, key)) for key in keys]
+    return [(key, StoredPart.FromString(bytes(value)) if value is not None else StoredPart()) for key, value in found]
+
+
+def node_of(snapshot: Snapshot, key: bytes) -> StoredNode | None:
+    """Read one node of the identity graph."""
+    value = snapshot.get(Table.NODES, key)
+    return StoredNode.FromString(bytes(value)) if value is not None else None
+
+
+def claims_by_attribute(parts: Sequence[StoredPart]) -> dict[str, list[StoredClaim]]:
+    """Gather the claims of several parts by attribute."""
+    claims: dict[str, list[StoredClaim]] = {}
+    for part in parts:
+        for claim in part.claims:
+            claims.setdefault(claim.attribute, []).append(claim)
+    return claims
+
+
+def trust_of(terms: ProfileTerms) -> dict[str, int]:
+    """Return how far each source is believed."""
+    return {source.name: source.trust for source in terms.sources.values()}

@@ -1,0 +1,512 @@
+"""Everything that changes a golden record: what the projector does to profiles, inside one of its transactions.
+
+Handed log records with their meaning already parsed, it keeps nodes, parts, timelines and the flat records that
+decisions read. Time comes from the records, so that a rebuild comes to the same bytes. What a record says is kept under
+one of its identities; who that is together with others, the identity graph says; what is known of that person is folded
+anew whenever either changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from server.catalog.catalog import Catalog
+from server.catalog.profile_terms import Source
+from server.profiles import golden, matching, parts, repository, survivorship
+from server.profiles.audit import SourceCounts
+from server.profiles.graph import Graph, Regrouped, Said
+from server.profiles.identity import Named, anchor_of, identity_key, leader_of, link_rule, named_all
+from server.profiles.series import SeriesSet, entries_of, outcome_entries
+from server.profiles.standing import Standing
+from server.storage.record import Record
+from server.storage.store import Table, Transaction
+from tsugi.log.v1.record_pb2 import DecisionRecord, ErasureAccepted, LinkStated, OutcomeRecord, ProfileSplit
+from tsugi.log.v1.state_pb2 import StoredContact, StoredNode, StoredPart
+from tsugi.v1 import catalog_pb2
+from tsugi.v1.decision_service_pb2 import DecideRequest
+from tsugi.v1.profile_pb2 import DecisionTouchpoint, OutcomeTouchpoint, SourceEvent, Touchpoint
+from tsugi.v1.profile_service_pb2 import LinkVerdict, SourceRecord
+
+DAY_US: Final = 86_400 * 1_000_000
+RETENTION_US: Final = 400 * DAY_US  # of what is no event
+TIMERS_MAX: Final = 256  # looked after at one record; the others at the next
+BLOCK_PARTS_MAX: Final = matching.BLOCK_PARTS_MAX
+
+
+class NotApplicableError(Exception):
+    """One record cannot have an effect; the others can."""
+
+
+class Forgotten(NamedTuple):
+    """What the state knew of a person it has forgotten."""
+
+    nodes: list[bytes]  # keys of their identities
+    profiles: list[bytes]  # keys of their profile and of those it was made of
+    lsns: list[int]  # log records that stood on their timeline
+
+
+class ProfileWriter:
+    """Changes profiles within one transaction, under one catalog; nothing is whole before flush().
+
+    Args:
+        txn: the projector's.
+        catalog: in force.
+        fields: what its attributes are matched by; made once a catalog.
+        log_id: of the log.
+    """
+
+    def __init__(self, txn: Transaction, catalog: Catalog, fields: matching.MatchFields, log_id: bytes) -> None:
+        self._txn = txn
+        self._catalog = catalog
+        self._terms = catalog.profiles
+        self._graph = Graph(txn, self._terms, log_id)
+        self._parts: dict[bytes, StoredPart] = {}
+        self._changed_parts: set[bytes] = set()
+        self._series: dict[bytes, SeriesSet] = {}
+        self._fields = fields
+        self._comparables: dict[bytes, matching.Comparable] = {}
+        self._counts = SourceCounts(txn)
+        self._standing = Standing(txn, catalog)
+        self._next_timer_us = 0  # no timer is due before; it may be too early, never too late
+
+    def apply_source_record(self, record: Record, said: SourceRecord) -> None:
+        """Take in what a source says about one person.
+
+        Raises:
+            NotApplicableError: the source is not declared any more.
+        """
+        source = self._terms.sources.get(said.source)
+        if source is None:
+            raise NotApplicableError("its source is not declared")
+        ids = named_all(said.identities, self._terms, source.default_country_code)
+        anchor = ids[anchor_of(ids, self._terms)].key
+        touched = self._name(ids, anchor, Said(record.lsn, record.time_us, source.name))
+        observed_us = said.observation_time.ToMicroseconds() if said.HasField("observation_time") else record.time_us
+        part = self._part(anchor)
+        added = parts.add_claims(part, said, self._terms, source, record.lsn, observed_us)
+        is_news = parts.add_consents(part, said, record.lsn, observed_us, record.time_us) or added.is_news
+        if said.HasField("event"):
+            is_news |= self._add_event(anchor, part, said, source, record)
+        part.lsn = record.lsn
+        self._changed_parts.add(anchor)
+        if added.is_text_changed and self._terms.matching.is_on:
+            touched += self._match(anchor, Said(record.lsn, record.time_us, ""))
+        self._refold(touched, [anchor], record)
+        self._counts.applied(said, added.uncleansed, record, is_news=is_news)
+        self._count_conflicts(anchor, said, source)
+
+    def quarantined(self, said: SourceRecord) -> None:
+        """Count a record of a source that had no effect."""
+        self._counts.quarantined(said.source)
+
+    def apply_link(self, record: Record, link: LinkStated) -> None:
+        """Take in what somebody stated about two identities.
+
+        Raises:
+            NotApplicableError: one of them is not known.
+        """
+        one, other = identity_key(link.identity), identity_key(link.other_identity)
+        if self._graph.node(one) is None or self._graph.node(other) is None:
+            raise NotApplicableError("an identity of the link is not known")
+        said = Said(record.lsn, record.time_us, link.stated_by)
+        touched = self._graph.state(one, other, link.verdict, link.weight, said)
+        if link.verdict == LinkVerdict.LINK_VERDICT_PROPOSED and link.weight >= self._terms.matching.review_weight_min:
+            self._txn.put(Table.REVIEWS, review_key(link.weight, one, other), b"\0")
+        self._refold(touched, [], record)
+
+    def apply_split(self, record: Record, split: ProfileSplit) -> None:
+        """Take identities out of a profile and keep the two sides apart."""
+        leaving, staying = (list(map(identity_key, side)) for side in (split.leaving, split.staying))
+        self._refold(self._graph.split(leaving, staying, record.lsn), [], record)
+
+    def apply_decision(self, record: Record, decision: DecisionRecord) -> None:
+        """Note what was said to a person, and whom it counts for."""
+        request = DecideRequest.FromString(decision.request)
+        node = self._meant(request, decision, record)
+        if node is None:
+            return
+        slots = [slot for slot in decision.slots if slot.action]
+        for slot in slots:
+            if not slot.on_impression:
+                self._count_contact(node, slot.action, record.time_us)
+        if slots:
+            asked = dict(enumerate(each.placement for each in request.placements))
+            told = DecisionTouchpoint(
+                actions=[slot.action for slot in slots],
+                placements=[asked.get(slot.placement_index, "") for slot in slots],
+            )
+            channel = self._channel_of(told.placements[0])
+            self._add_touchpoint(node, decision.now_us, channel, record.lsn, Touchpoint(decision=told), RETENTION_US)
+
+    def apply_outcome(
+        self, record: Record, outcome: OutcomeRecord, decision: DecisionRecord, decision_lsn: int, *, is_contact: bool
+    ) -> None:
+        """Note what came of something we said.
+
+        Args:
+            record: the outcome's.
+            outcome: what happened.
+            decision: what it came of.
+            decision_lsn: the decision's place.
+            is_contact: true when by this outcome the action counts as put before the person.
+        """
+        node = self._meant(DecideRequest.FromString(decision.request), decision, None)
+        if node is None:
+            return
+        if is_contact:
+            self._count_contact(node, outcome.action, record.time_us)
+        told = OutcomeTouchpoint(
+            type=outcome.type, action=outcome.action, value=outcome.value, decision_lsn=decision_lsn
+        )
+        instant_us = outcome.occurrence_time_us
+        self._add_touchpoint(node, instant_us, "", record.lsn, Touchpoint(outcome=told), RETENTION_US)
+        entries = outcome_entries(outcome.type, instant_us, self._terms)
+        if entries:
+            self._insert(node, entries, record.time_us)
+            self._refold([], [node], record)
+
+    def erase(self, record: Record, accepted: ErasureAccepted) -> Forgotten:
+        """Forget a person: everything under the identities named, and under those that are one person with them."""
+        nodes: set[bytes] = set()
+        for key in accepted.identity_keys:
+            node = self._graph.node(key)
+            if node is not None:
+                nodes |= {key, *repository.members(self._txn, node.profile_key)}
+        known = [self._graph.known(key) for key in sorted(nodes)]
+        profiles = {node.own_profile_key for node in known} | set(accepted.profile_keys)
+        lsns = {touchpoint.lsn for key in nodes for touchpoint in parts.touchpoints(self._txn, key)}
+        for profile_key in sorted({node.profile_key for node in known}):
+            self._drop_profile(profile_key)
+        for key in sorted(nodes):
+            self._drop_part(key)
+        self._refold(self._graph.forget(nodes), [], record)
+        return Forgotten(sorted(nodes), sorted(profiles), sorted(lsns))
+
+    def pass_time(self, record: Record) -> None:
+        """Look after profiles in which something changes by the passing of time, up to a record's log time.
+
+        Cost: nothing to speak of while no timer is due.
+        """
+        if record.time_us < self._next_timer_us:
+            return
+        due: list[bytes] = []
+        self._next_timer_us = survivorship.NEVER_US
+        for key, _ in self._txn.scan(Table.TIMERS):
+            due_us = int.from_bytes(key[:8], "big")
+            if due_us > record.time_us or len(due) == TIMERS_MAX:
+                self._next_timer_us = due_us
+                break
+            due.append(key[8:])
+        for profile_key in due:
+            keys = repository.members(self._txn, profile_key)
+            for key in keys:
+                self._forget_old(key, record)
+            self._refold([], keys[:1], record)
+
+    def sweep(self, profile_key: bytes, record: Record) -> None:
+        """Look anew at who one person is and fold them anew, because the catalog is another."""
+        keys = repository.members(self._txn, profile_key)
+        self._refold(keys, keys[:1], record)
+
+    def flush(self) -> None:
+        """Write back what changed."""
+        for key in sorted(self._changed_parts):
+            part = self._parts[key]
+            series = self._series.get(key)
+            if series is not None:
+                parts.keep_series(part, series, self._terms)
+            self._txn.put(Table.PARTS, key, part.SerializeToString(deterministic=True))
+        self._changed_parts.clear()
+        self._graph.flush()
+        self._counts.flush()
+
+    # Nodes and parts.
+
+    def _name(self, ids: Sequence[Named], anchor: bytes, said: Said) -> list[bytes]:
+        """Make nodes and edges of a record's identities; return the nodes whose people may differ now.
+
+        A value that links nobody by its rule, or could not be cleansed, stays with the record alone, unless the record
+        has no other.
+        """
+        touched: list[bytes] = []
+        for position, one in enumerate(ids):
+            is_kept = one.key == anchor or (
+                one.is_clean and link_rule(one.identity.namespace, self._terms) != catalog_pb2.LINK_RULE_NEVER
+            )
+            if is_kept and self._graph.meet(one, said.lsn, position):
+                touched.append(one.key)
+        for one in ids:
+            if one.key != anchor and self._graph.node(one.key) is not None:
+                touched += self._graph.name_together(anchor, one.key, said)
+        return touched
+
+    def _meant(self, request: DecideRequest, decision: DecisionRecord, record: Record | None) -> bytes | None:
+        """Return the node that a decision counts for; None when it was about nobody.
+
+        A stranger who named an identity becomes known by it, so that what was said to them is not forgotten when they
+        say who they are.
+        """
+        ids = named_all(request.identities, self._terms)
+        known = [one for one in ids if self._graph.node(one.key) is not None]
+        if known:
+            return known[anchor_of(known, self._terms)].key
+        if decision.profile_key:
+            owner = self._txn.get(Table.OWNERS, decision.profile_key)
+            return bytes(owner) if owner is not None else None
+        if record is None or not ids:
+            return None
+        one = ids[anchor_of(ids, self._terms)]
+        self._graph.meet(one, record.lsn, ids.index(one))
+        self._refold([one.key], [], record)
+        return one.key
+
+    def _channel_of(self, placement: str) -> str:
+        row = self._catalog.placement_rows.get(placement)
+        return self._catalog.message.channels[self._catalog.placements[row].channel_row].name if row is not None else ""
+
+    def _part(self, key: bytes) -> StoredPart:
+        if key not in self._parts:
+            ((_, self._parts[key]),) = golden.read_parts(self._txn, [key])
+        return self._parts[key]
+
+    def _series_of(self, key: bytes) -> SeriesSet:
+        if key not in self._series:
+            self._series[key] = parts.series_of(self._txn, key, self._part(key), self._terms)
+        return self._series[key]
+
+    def _insert(self, key: bytes, entries: list[tuple[int, int, float]], now_us: int) -> None:
+        series = self._series_of(key).insert(entries)
+        self._series[key] = series.prune(self._terms.series, now_us)
+        self._changed_parts.add(key)
+
+    def _add_event(self, key: bytes, part: StoredPart, said: SourceRecord, source: Source, record: Record) -> bool:
+        """Put a record's event on the timeline and into series; say whether it is news."""
+        declared = self._terms.events.get(said.event.type)
+        if declared is None:
+            return False
+        event = SourceEvent(event=said.event, source=source.name)
+        if not event.event.HasField("occurrence_time"):
+            event.event.occurrence_time.FromMicroseconds(record.time_us)
+        instant_us = event.event.occurrence_time.ToMicroseconds()
+        if instant_us + declared.retention_us <= record.time_us:
+            return False
+        at_that_instant = parts.touchpoint_key(key, instant_us, 0)[:24]
+        is_repeated = any(
+            Touchpoint.FromString(value).event == event for _, value in self._txn.scan(Table.TIMELINE, at_that_instant)
+        )
+        channel = declared.channel or source.channel
+        self._add_touchpoint(key, instant_us, channel, record.lsn, Touchpoint(event=event), declared.retention_us)
+        entries = entries_of(said.event.type, instant_us, said.event.properties, self._terms)
+        if entries:
+            self._insert(key, entries, record.time_us)
+        return not is_repeated
+
+    def _add_touchpoint(
+        self, key: bytes, instant_us: int, channel: str, lsn: int, touchpoint: Touchpoint, retention_us: int
+    ) -> None:
+        self._series_of(key)  # before the timeline changes: they may have to be made from it
+        touchpoint.occurrence_time.FromMicroseconds(instant_us)
+        touchpoint.channel, touchpoint.lsn = channel, lsn
+        place = parts.touchpoint_key(key, instant_us, lsn)
+        self._txn.put(Table.TIMELINE, place, touchpoint.SerializeToString(deterministic=True))
+        part = self._part(key)
+        forget_us = -(-(instant_us + retention_us) // DAY_US) * DAY_US
+        if not part.forget_us or forget_us < part.forget_us:
+            part.forget_us = forget_us
+            self._changed_parts.add(key)
+
+    def _count_contact(self, key: bytes, action: str, time_us: int) -> None:
+        """Add one contact of a person with an action."""
+        place = key + action.encode()
+        stored = self._txn.get(Table.CONTACTS, place)
+        contact = StoredContact.FromString(bytes(stored)) if stored is not None else StoredContact(action=action)
+        contact.count += 1
+        contact.last_contact_time_us = max(contact.last_contact_time_us, time_us)
+        self._txn.put(Table.CONTACTS, place, contact.SerializeToString(deterministic=True))
+
+    def _forget_old(self, key: bytes, record: Record) -> None:
+        """Drop claims and touchpoints whose time is over."""
+        part = self._part(key)
+        kept = [claim for claim in part.claims if not self._is_over(claim.attribute, claim.time_us, record.time_us)]
+        if len(kept) != len(part.claims):
+            del part.claims[:]
+            part.claims.extend(kept)
+            self._comparables.pop(key, None)
+            self._changed_parts.add(key)
+        if not part.forget_us or part.forget_us > record.time_us:
+            return
+        part.forget_us = 0
+        for place, value in list(self._txn.scan(Table.TIMELINE, key)):
+            touchpoint = Touchpoint.FromString(value)
+            declared = self._terms.events.get(touchpoint.event.event.type)
+            retention_us = declared.retention_us if declared is not None else RETENTION_US
+            forget_us = -(-(parts.instant_of(place) + retention_us) // DAY_US) * DAY_US
+            if forget_us <= record.time_us:
+                self._txn.delete(Table.TIMELINE, place)
+            elif not part.forget_us or forget_us < part.forget_us:
+                part.forget_us = forget_us
+        self._series[key] = self._series_of(key).prune(self._terms.series, record.time_us)
+        self._changed_parts.add(key)
+
+    def _is_over(self, attribute: str, time_us: int, now_us: int) -> bool:
+        row = self._terms.attribute_rows.get(attribute)
+        time_to_live_us = self._terms.attributes[row].time_to_live_us if row is not None else 0
+        return bool(time_to_live_us) and time_us + time_to_live_us <= now_us
+
+    # Matching.
+
+    def _match(self, key: bytes, said: Said) -> list[bytes]:
+        """Look for others whose attributes agree with a part's; return the nodes whose people may differ now."""
+        node = self._graph.touch(key)
+        self._comparables.pop(key, None)
+        mine = self._comparable(key)
+        blocks = sorted(set(matching.blocking_keys(self._fields, mine)))
+        for block in set(node.blocks) - set(blocks):
+            self._txn.delete(Table.BLOCKS, block + key)
+        candidates: set[bytes] = set()
+        for block in blocks:
+            members = self._block(block)
+            if len(members) <= BLOCK_PARTS_MAX:
+                candidates.update(members)
+            self._txn.put(Table.BLOCKS, block + key, b"\0")
+        del node.blocks[:]
+        node.blocks.extend(blocks)
+        candidates.discard(key)
+        weights = {}
+        for other in sorted(candidates):
+            weight = matching.weight(self._fields, mine, self._comparable(other))
+            if weight >= self._terms.matching.review_weight_min:
+                weights[other] = weight
+        self._review(key, node, weights)
+        return self._graph.match(key, weights, said)
+
+    def _block(self, block: bytes) -> list[bytes]:
+        members: list[bytes] = []
+        for place, _ in self._txn.scan(Table.BLOCKS, block):
+            members.append(place[len(block) :])
+            if len(members) > BLOCK_PARTS_MAX:
+                break
+        return members
+
+    def _review(self, key: bytes, node: StoredNode, weights: dict[bytes, float]) -> None:
+        """Keep the list of pairs to review in step with a node's matches."""
+        for edge in node.edges:
+            if edge.weight and not edge.verdict:
+                self._txn.delete(Table.REVIEWS, review_key(edge.weight, key, edge.other_key))
+        for other, weight in weights.items():
+            self._txn.put(Table.REVIEWS, review_key(weight, key, other), b"\0")
+
+    def _comparable(self, key: bytes) -> matching.Comparable:
+        if key not in self._comparables:
+            self._comparables[key] = matching.comparable(self._fields, self._texts(key))
+        return self._comparables[key]
+
+    def _texts(self, key: bytes) -> dict[str, str]:
+        """Return what a part says in clean texts that have a meaning."""
+        trust = golden.trust_of(self._terms)
+        texts: dict[str, str] = {}
+        for name, claims in golden.claims_by_attribute([self._part(key)]).items():
+            row = self._terms.attribute_rows.get(name)
+            if row is None or not self._terms.attributes[row].meaning:
+                continue
+            ranked = survivorship.standing(claims, self._terms.attributes[row], trust, 0)
+            if ranked and not ranked[0].uncleansed:
+                texts[name] = ranked[0].value.text_value
+        return texts
+
+    def _weight_between(self, ones: Sequence[bytes], others: Sequence[bytes]) -> float:
+        return matching.weight_between(
+            self._fields, [self._comparable(key) for key in ones], [self._comparable(key) for key in others]
+        )
+
+    # People.
+
+    def _refold(self, touched: Sequence[bytes], keys: Iterable[bytes], record: Record) -> None:
+        """Fold anew the people of nodes that were touched, and those that nodes belong to."""
+        regrouped = self._graph.regroup(touched, self._weight_between) if touched else Regrouped({}, [])
+        inherited: dict[str, int] = {}
+        for profile_key in regrouped.gone:
+            inherited |= self._drop_profile(profile_key)
+        people = dict(regrouped.people)
+        for key in keys:
+            profile_key = self._graph.known(key).profile_key
+            if profile_key not in people:
+                people[profile_key] = list(repository.members(self._txn, profile_key)) or [key]
+        for profile_key in sorted(people):
+            self._fold(profile_key, people[profile_key], record, inherited)
+
+    def _fold(self, profile_key: bytes, keys: Sequence[bytes], record: Record, inherited: dict[str, int]) -> None:
+        leader = identity_key(leader_of(map(self._graph.known, keys)).identity)
+        content = [(key, self._part(key), self._series_of(key)) for key in keys]
+        folded = golden.fold(leader, content, self._terms, record.time_us)
+        facts, change_us = repository.save(self._txn, profile_key, folded, self._catalog, record.lsn, record.time_us)
+        self._standing.update(profile_key, leader, facts, record, inherited)
+        dues = [part.forget_us for _, part, _ in content if part.forget_us]
+        if self._standing.is_declared:
+            dues.append(change_us)
+        expiries = folded.expiries_us
+        dues.append(int(expiries.min()) if expiries.size else survivorship.NEVER_US)
+        # Not before the next microsecond: whatever is due by now has just been seen to.
+        self._set_timer(profile_key, max(min(dues), record.time_us + 1))
+
+    def _set_timer(self, profile_key: bytes, due_us: int) -> None:
+        before = self._txn.get(Table.DUE, profile_key)
+        due = due_us.to_bytes(8, "big") if due_us < survivorship.NEVER_US else None
+        if (bytes(before) if before is not None else None) == due:
+            return
+        if before is not None:
+            self._txn.delete(Table.TIMERS, bytes(before) + profile_key)
+        if due is None:
+            self._txn.delete(Table.DUE, profile_key)
+        else:
+            self._txn.put(Table.DUE, profile_key, due)
+            self._txn.put(Table.TIMERS, due + profile_key, b"\0")
+            self._next_timer_us = min(self._next_timer_us, due_us)
+
+    def _drop_profile(self, profile_key: bytes) -> dict[str, int]:
+        """Remove a flat record and what hangs on it; return the segments it was in, with the instants entered."""
+        self._txn.delete(Table.PROFILES, profile_key)
+        self._set_timer(profile_key, survivorship.NEVER_US)
+        return self._standing.drop(profile_key)
+
+    def _drop_part(self, key: bytes) -> None:
+        """Remove everything recorded under a node."""
+        node = self._graph.known(key)
+        self._review(key, node, {})
+        for block in node.blocks:
+            self._txn.delete(Table.BLOCKS, block + key)
+        for table in (Table.TIMELINE, Table.CONTACTS):
+            for place, _ in list(self._txn.scan(table, key)):
+                self._txn.delete(table, place)
+        self._txn.delete(Table.PARTS, key)
+        for cache in (self._parts, self._series, self._comparables):
+            cache.pop(key, None)
+        self._changed_parts.discard(key)
+
+    def _count_conflicts(self, key: bytes, said: SourceRecord, source: Source) -> None:
+        """Count the attributes in which a record differs from what stands from other sources."""
+        if not said.attributes:
+            return
+        members = repository.members(self._txn, self._graph.known(key).profile_key)
+        content = [self._part(each) for each in members]
+        if all(claim.source == source.name for part in content for claim in part.claims):
+            return
+        claims = golden.claims_by_attribute(content)
+        trust = golden.trust_of(self._terms)
+        for name in sorted(said.attributes):
+            others = [claim for claim in claims.get(name, ()) if claim.source != source.name]
+            if not others:
+                continue
+            attribute = self._terms.attributes[self._terms.attribute_rows[name]]
+            mine = [claim for claim in claims[name] if claim.source == source.name]
+            standing = survivorship.standing(others, attribute, trust, 0)[0]
+            latest = max(mine, key=lambda claim: (claim.time_us, claim.lsn))
+            if latest.value != standing.value:
+                self._counts.conflict(source.name, name)
+
+
+def review_key(weight: float, one: bytes, other: bytes) -> bytes:
+    """Return where a pair to review stands: by falling weight."""
+    fallen = (1 << 32) - 1 - min(max(round(weight * 1_000), 0), (1 << 32) - 1)
+    return fallen.to_bytes(4, "big") + min(one, other) + max(one, other)
