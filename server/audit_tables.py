@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich.console import Console
 from rich.table import Table
 
 from tsugi.v1.profile_service_pb2 import AuditSourcesResponse, SourceAudit
 
+PIPED_WIDTH: Final = 160  # columns: a pipe has no width, and tables are not to be cut
+
 
 def print_audit(reply: AuditSourcesResponse) -> None:
     """Print one table of all sources and one of each source's attributes."""
     console = Console()
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
     sources = Table("source", "owner", "party", "records", "say nothing new", "no effect", "last record", "stale")
     for audit in reply.sources:
         last = audit.last_record_time.ToDatetime().isoformat(" ", "seconds") if audit.records else "never"

@@ -391,13 +391,26 @@ def _calling(address: str) -> Iterator[Client]:
 
 def _show(path: str, message: Message) -> None:
     """Print a reply as JSON, or one value of it: a text as it stands, anything else as JSON."""
-    value: Any = json.loads(json_format.MessageToJson(message))
+    value: Any = _by_name(json_format.MessageToDict(message), message)
     for step in path.split(".") if path else ():
         try:
             value = value[int(step)] if isinstance(value, list) else value[step]
         except (LookupError, ValueError, TypeError):
             raise click.ClickException(f"the reply has no field {path!r}") from None
     click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _by_name(told: dict[str, Any], message: Message) -> dict[str, Any]:
+    """Put the entries of maps in order, which have none on the wire: the same reply reads the same each time."""
+    for field in message.DESCRIPTOR.fields:
+        part = told.get(field.json_name)
+        if not isinstance(part, dict) or field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            told[field.json_name] = dict(sorted(part.items()))
+        else:
+            _by_name(part, getattr(message, field.name))
+    return told
 
 
 def _fail(told: dict[str, object]) -> NoReturn:

@@ -66,6 +66,17 @@ def limit_exceeded(path: str, got: int, limit: int, unit: str = "entries") -> Ts
     )
 
 
+def nobody_known(path: str) -> TsugiError:
+    """Build the refusal of an identity that leads to nobody; it is not repeated, for it may be personal data."""
+    return TsugiError(
+        ErrorReason.ERROR_REASON_RESOURCE_NOT_FOUND,
+        "nobody is known by this identity",
+        violations=[Violation(path, "nobody is known by it")],
+        resource="profile",
+        field=path,
+    )
+
+
 def not_found(resource: str, name: str, path: str = "") -> TsugiError:
     """Build the refusal of a name that nothing answers to."""
     return TsugiError(

@@ -59,7 +59,12 @@ def compile_profiles(
         for event_type in message.event_types
     }
     used = {*read, *positions_read(segments.rules)}
-    unread = (each.name for position, each in enumerate(declared.attributes, start=1) if position not in used)
+    matching = _matching(message)
+    unread = (
+        each.name
+        for position, each in enumerate(declared.attributes, start=1)
+        if position not in used and not (matching.is_on and each.meaning)
+    )
     return ProfileTerms(
         namespaces={namespace.name: _namespace(namespace) for namespace in message.identity_namespaces},
         sources={source.name: _source(row, source, message) for row, source in enumerate(message.sources)},
@@ -73,7 +78,7 @@ def compile_profiles(
         journey=journey,
         segments=segments,
         slopes=compile_series.slopes_of(facts, declared),
-        matching=_matching(message),
+        matching=matching,
         unread_attributes=frozenset(unread),
     )
 

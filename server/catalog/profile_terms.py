@@ -151,4 +151,4 @@ class ProfileTerms:
     segments: SegmentColumns
     slopes: Doubles  # float64[facts]: by how much a fact grows in a microsecond, 0 for all but now and recency
     matching: MatchTerms
-    unread_attributes: frozenset[str]  # that no rule, segment or learner reads
+    unread_attributes: frozenset[str]  # that no rule, segment, learner or matching reads

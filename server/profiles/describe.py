@@ -15,7 +15,7 @@ import numpy as np
 
 from server.catalog.catalog import Catalog, Doubles
 from server.profiles import golden, parts, repository, survivorship
-from server.profiles.identity import link_rule
+from server.profiles.identity import KEY_BYTES, link_rule
 from server.profiles.repository import StoredRecord, timestamp
 from server.profiles.standing import segment_key
 from server.storage.store import Snapshot, Table
@@ -26,6 +26,7 @@ from tsugi.v1.profile_pb2 import LinkReason, Touchpoint
 from tsugi.v1.profile_service_pb2 import LinkVerdict
 from tsugi.v1.value_pb2 import Money, Value
 
+WEIGHT_DECIMALS: Final = 3  # of bits shown: fewer than are computed, more than anybody needs
 OTHER_CLAIMS_MAX: Final = 16
 LINKS_MAX: Final = 256
 OPEN_MATTERS_MAX: Final = 64
@@ -80,10 +81,11 @@ def timeline(snapshot: Snapshot, keys: Sequence[bytes], size: int, token: bytes 
     """
 
     def newest_first(key: bytes) -> Iterator[tuple[bytes, bytes]]:
-        start = key + token if token else b""
+        start = key + token[:-KEY_BYTES] if token else b""
         for place, value in snapshot.scan(Table.TIMELINE, key, start=start, reverse=True):
-            if place[16:] != token:
-                yield place[16:], value
+            within_page = place[KEY_BYTES:] + key  # one record may say the same of two parts: those differ in the key
+            if not token or within_page < token:
+                yield within_page, value
 
     found: list[Touchpoint] = []
     last = b""
@@ -188,7 +190,7 @@ def _links(snapshot: Snapshot, nodes: dict[bytes, StoredNode]) -> list[profile_p
                 reason=LinkReason.Name(edge.reason),
                 source=edge.source,
                 link_time=timestamp(edge.time_us),
-                weight=edge.weight,
+                weight=round(edge.weight, WEIGHT_DECIMALS),
             )
             links.append((edge.lsn, key, edge.other_key, link))
     links.sort(key=lambda entry: entry[:3])

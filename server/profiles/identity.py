@@ -147,7 +147,7 @@ def partition(
     people = _People(nodes, terms, edges)
     for edge in edges:
         if edge.reason == _MATCHED:
-            people.unite_matched(edge.a, edge.b, weight_between)
+            people.unite_matched(edge, weight_between)
         elif edge.verdict != _DIFFERENT:
             people.unite(edge.a, edge.b)
     for row in sorted(range(len(nodes)), key=lambda row: keys[row]):
@@ -220,13 +220,16 @@ class _People:
         self._members[one] += self._members.pop(other)
         return True
 
-    def unite_matched(self, a: int, b: int, weight_between: WeightBetween) -> None:
-        """Unite by a match, unless the two people as wholes do not agree: chains of look-alikes are not followed."""
-        one, other = self._members[self._label[a]], self._members[self._label[b]]
-        if one is not other and weight_between(one, other) >= min(
-            BETWEEN_BITS_MIN, self._terms.matching.link_weight_min
-        ):
-            self.unite(a, b)
+    def unite_matched(self, edge: _Edge, weight_between: WeightBetween) -> None:
+        """Unite by a match, unless the two people as wholes do not agree: chains of look-alikes are not followed.
+
+        Who proposed a match may know more than the people's attributes say, but not the contrary.
+        """
+        one, other = self._members[self._label[edge.a]], self._members[self._label[edge.b]]
+        is_proposed = edge.verdict == LinkVerdict.LINK_VERDICT_PROPOSED
+        bits_min = 0.0 if is_proposed else min(BETWEEN_BITS_MIN, self._terms.matching.link_weight_min)
+        if one is not other and weight_between(one, other) >= bits_min:
+            self.unite(edge.a, edge.b)
 
     def give_device(self, row: int, neighbours: Sequence[int]) -> None:
         """Give a device to the person who is known on it, if it is one alone and nobody said otherwise."""
@@ -248,6 +251,11 @@ class _People:
             return False
         sides = set().union(*(self._sides[row] for row in one))
         return not any((lsn, not left) in sides for row in other for lsn, left in self._sides[row])
+
+
+def are_split(one: StoredNode, other: StoredNode) -> bool:
+    """Say whether some split set two nodes apart."""
+    return any(_side(other, split.lsn) == (not split.left) for split in one.splits)
 
 
 def _side(node: StoredNode, split_lsn: int) -> bool | None:
@@ -282,6 +290,12 @@ def edge_to(node: StoredNode, other_key: bytes, reason: int) -> StoredEdge | Non
 def leader_of(members: Iterable[StoredNode]) -> StoredNode:
     """Return the node that was known first: its profile stands."""
     return min(members, key=lambda node: (node.first_lsn, node.position))
+
+
+def review_key(weight: float, one: bytes, other: bytes) -> bytes:
+    """Return where a pair to review stands: by falling weight."""
+    fallen = (1 << 32) - 1 - min(max(round(weight * 1_000), 0), (1 << 32) - 1)
+    return fallen.to_bytes(4, "big") + min(one, other) + max(one, other)
 
 
 def own_profile_key(log_id: bytes, lsn: int, position: int) -> bytes:

@@ -16,11 +16,11 @@ import orjson
 from google.protobuf import json_format
 
 from server.catalog.catalog import Catalog
-from server.errors import TsugiError, field_invalid, not_found
+from server.errors import TsugiError, field_invalid, nobody_known, not_found
 from server.profiles import describe, golden, repository
 from server.profiles.audit import describe_sources
 from server.profiles.erased import Erased
-from server.profiles.identity import KEY_BYTES, is_device, leads, lookup_key, named
+from server.profiles.identity import KEY_BYTES, are_split, is_device, leads, lookup_key, named, review_key
 from server.storage.applied import read_applied
 from server.storage.log import Log
 from server.storage.store import Snapshot, Store, Table
@@ -51,7 +51,8 @@ STALE_WAIT_S_MAX: Final = 0.1
 STALE_POLL_S: Final = 0.002
 EXPORT_PAGE: Final = 500
 SHARING_MAX: Final = 64
-TOUCHPOINT_BYTES: Final = 8 + 8 + 2  # of a place on a timeline: instant, log record, serial number
+TOUCHPOINT_BYTES: Final = 8 + 8 + 2 + KEY_BYTES  # of a place on a timeline: instant, log record, serial number, part
+REVIEWS_SEEN_MAX: Final = 2_000  # a page, with those that need no review: some 10 µs each, while others wait
 REVIEW_BYTES: Final = 4 + 2 * KEY_BYTES  # of a place in the list of reviews
 
 
@@ -115,16 +116,17 @@ class ProfileReader:
     def reviews(self, size: int, token: str) -> ListMatchReviewsResponse:
         """Return a page of pairs to review, the most certain first: those of two people that nobody judged yet.
 
+        A page may be short and yet not be the last.
+
         Raises:
             TsugiError: FIELD_INVALID: the token is none of ours.
         """
         last = _token("page_token", token, REVIEW_BYTES)
         response = ListMatchReviewsResponse()
         with self._store.read() as snapshot:
-            for place, _ in snapshot.scan(Table.REVIEWS, start=last):
-                if place == last:
-                    continue
-                if len(response.reviews) == size:
+            after = (place for place, _ in snapshot.scan(Table.REVIEWS, start=last) if place != last)
+            for n_seen, place in enumerate(after):
+                if len(response.reviews) == size or n_seen == REVIEWS_SEEN_MAX:
                     response.next_page_token = last.hex()
                     break
                 review = _review(snapshot, place)
@@ -225,7 +227,7 @@ class ProfileReader:
             ) from error
         erased = self._erased.since(read_applied(snapshot).lsn)
         if key is None or stored is None or key in erased or not erased.isdisjoint(stored.parts):
-            raise not_found("profile", profile_id or "(by identity)")
+            raise not_found("profile", profile_id, "profile_id") if profile_id else nobody_known("identity")
         return key, stored
 
     def _resolved(
@@ -277,21 +279,23 @@ def _is_named_with(reason: int) -> bool:
 
 
 def _review(snapshot: Snapshot, place: bytes) -> MatchReview | None:
-    """Return the pair that stands in the list of reviews, unless it is of one person by now, or was judged."""
+    """Return the pair that stands in the list of reviews; None: it is of one person, judged, or stands further up."""
     one, other = place[4 : 4 + KEY_BYTES], place[4 + KEY_BYTES :]
     nodes: list[StoredNode] = [node for key in (one, other) if (node := golden.node_of(snapshot, key)) is not None]
     if len(nodes) < 2 or nodes[0].profile_key == nodes[1].profile_key:
         return None
     between = [edge for edge in nodes[0].edges if edge.other_key == other]
-    if any(edge.verdict in _JUDGED for edge in between):
+    if any(edge.verdict in _JUDGED for edge in between) or are_split(*nodes):
         return None
     weight = max((edge.weight for edge in between), default=0.0)
+    if review_key(weight, one, other) != place:
+        return None
     return MatchReview(
         identity=nodes[0].identity,
         other_identity=nodes[1].identity,
         profile_id=nodes[0].profile_key.hex(),
         other_profile_id=nodes[1].profile_key.hex(),
-        weight=weight,
+        weight=round(weight, describe.WEIGHT_DECIMALS),
     )
 
 

@@ -16,7 +16,7 @@ from server.catalog.profile_terms import Source
 from server.profiles import golden, matching, parts, repository, survivorship
 from server.profiles.audit import SourceCounts
 from server.profiles.graph import Graph, Regrouped, Said
-from server.profiles.identity import Named, anchor_of, identity_key, leader_of, link_rule, named_all
+from server.profiles.identity import Named, anchor_of, identity_key, leader_of, link_rule, named_all, review_key
 from server.profiles.series import SeriesSet, entries_of, outcome_entries
 from server.profiles.standing import Standing
 from server.storage.record import Record
@@ -504,9 +504,3 @@ class ProfileWriter:
             latest = max(mine, key=lambda claim: (claim.time_us, claim.lsn))
             if latest.value != standing.value:
                 self._counts.conflict(source.name, name)
-
-
-def review_key(weight: float, one: bytes, other: bytes) -> bytes:
-    """Return where a pair to review stands: by falling weight."""
-    fallen = (1 << 32) - 1 - min(max(round(weight * 1_000), 0), (1 << 32) - 1)
-    return fallen.to_bytes(4, "big") + min(one, other) + max(one, other)

@@ -229,11 +229,12 @@ def test_windows_and_segments_count_towards_what_learners_may_read() -> None:
         compile_catalog(message(segments=segments))
 
 
-def test_attribute_that_no_rule_segment_or_learner_reads_is_known_as_such() -> None:
-    assert TERMS.unread_attributes == {"taste", "email"}
-    by_segment = whole(segments=[{"name": "known", "expression": "has(profile.email)"}])
+def test_attribute_that_no_rule_segment_learner_or_matching_reads_is_known_as_such() -> None:
+    assert TERMS.unread_attributes == {"taste"}
+    assert compile_catalog(whole(matching={"off": True})).profiles.unread_attributes == {"taste", "email"}
+    by_segment = whole(matching={"off": True}, segments=[{"name": "known", "expression": "has(profile.email)"}])
     assert compile_catalog(by_segment).profiles.unread_attributes == {"sports", "taste"}
-    assert compile_catalog(with_rule("has(profile.taste)")).profiles.unread_attributes == {"email"}
+    assert compile_catalog(with_rule("has(profile.taste)")).profiles.unread_attributes == frozenset()
 
 
 EDITS: dict[str, tuple[Callable[[catalog_pb2.Catalog], Any], bool, bool]] = {
