@@ -212,6 +212,15 @@ def audit_sources(address: str, field: str, as_json: bool) -> None:
     print_audit(reply)
 
 
+@click.command("count-people")
+@_ADDRESS
+@_FIELD
+def count_people(address: str, field: str) -> None:
+    """Show how many people there are, in each segment and at each stage of the journey."""
+    with _calling(address) as client:
+        _show(field, client.count_people())
+
+
 @click.command()
 @_ADDRESS
 @_FIELD
@@ -362,7 +371,7 @@ def health(address: str) -> None:
 
 ALL: tuple[click.Command, ...] = (
     decide, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase, audit_sources,
-    push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
+    count_people, push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
     list_models, assign_champion, rollback_champion, health,
 )  # fmt: skip
 

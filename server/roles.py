@@ -260,6 +260,7 @@ class _Worker:
                 "EraseProfile": profiles.erase_profile,
                 "GetErasure": profiles.get_erasure,
                 "AuditSources": profiles.audit_sources,
+                "CountPeople": profiles.count_people,
                 "GetCatalog": catalogs.get_catalog,
                 "ListCatalogRevisions": catalogs.list_catalog_revisions,
                 "RollbackCatalog": catalogs.rollback_catalog,

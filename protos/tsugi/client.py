@@ -375,6 +375,13 @@ class Client:
         request = profile_service_pb2.AuditSourcesRequest(at_least_lsn=at_least_lsn)
         return self._call(self._stubs().profiles.AuditSources, request, timeout_s)
 
+    def count_people(
+        self, *, at_least_lsn: int = 0, timeout_s: float | None = None
+    ) -> profile_service_pb2.CountPeopleResponse:
+        """Ask how many people there are, in each segment and at each stage of the journey."""
+        request = profile_service_pb2.CountPeopleRequest(at_least_lsn=at_least_lsn)
+        return self._call(self._stubs().profiles.CountPeople, request, timeout_s)
+
     def push_catalog(
         self,
         catalog: catalog_pb2.Catalog,

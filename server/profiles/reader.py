@@ -17,7 +17,7 @@ from google.protobuf import json_format
 
 from server.catalog.catalog import Catalog
 from server.errors import TsugiError, field_invalid, nobody_known, not_found
-from server.profiles import describe, golden, repository
+from server.profiles import describe, golden, repository, standing
 from server.profiles.audit import describe_sources
 from server.profiles.erased import Erased
 from server.profiles.identity import KEY_BYTES, are_split, is_device, leads, lookup_key, named, review_key
@@ -31,6 +31,7 @@ from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.profile_pb2 import LinkReason, Touchpoint
 from tsugi.v1.profile_service_pb2 import (
     AuditSourcesResponse,
+    CountPeopleResponse,
     ErasureReceipt,
     ErasureState,
     ExportProfileRequest,
@@ -42,6 +43,7 @@ from tsugi.v1.profile_service_pb2 import (
     LinkVerdict,
     ListMatchReviewsResponse,
     MatchReview,
+    PeopleCount,
     ResolvedIdentity,
     ResolveIdentityRequest,
     ResolveIdentityResponse,
@@ -198,6 +200,29 @@ class ProfileReader:
             sources, missing = describe_sources(snapshot, catalog, self._clock_us())
             return AuditSourcesResponse(
                 sources=sources, missing_attributes=missing, applied_lsn=read_applied(snapshot).lsn
+            )
+
+    async def count(self, at_least_lsn: int) -> CountPeopleResponse:
+        """Say how many people there are, in each segment and at each stage.
+
+        Raises:
+            TsugiError: CATALOG_MISSING.
+        """
+        await self._wait_for(at_least_lsn)
+        terms = self._catalog().profiles
+        stages = terms.journey.stages if terms.journey is not None else ()
+        with self._store.read() as snapshot:
+            return CountPeopleResponse(
+                people=standing.count(snapshot, standing.PEOPLE_COUNT),
+                segments=[
+                    PeopleCount(name=name, people=standing.count(snapshot, standing.segment_count(name)))
+                    for name in terms.segments.names
+                ],
+                stages=[
+                    PeopleCount(name=name, people=standing.count(snapshot, standing.stage_count(name)))
+                    for name in stages
+                ],
+                applied_lsn=read_applied(snapshot).lsn,
             )
 
     async def _wait_for(self, at_least_lsn: int) -> None:

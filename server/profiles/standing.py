@@ -6,11 +6,16 @@ the memory of it, for lists of a segment's people, for reports and for the timel
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Final
+
 from server.catalog.catalog import Catalog, Doubles
 from server.profiles import parts
 from server.storage.record import Record
-from server.storage.store import Table, Transaction
+from server.storage.store import Snapshot, Table, Transaction
 from tsugi.v1.profile_pb2 import SegmentChange, StageChange, Touchpoint
+
+PEOPLE_COUNT: Final = b"people"  # what all people are counted under
 
 
 class Standing:
@@ -24,6 +29,7 @@ class Standing:
         self._first_segment = end - len(self._segments)
         self._journey = terms.journey
         self._stage = self._first_segment - 1
+        self._changes: Counter[bytes] = Counter()
 
     @property
     def is_declared(self) -> bool:
@@ -49,8 +55,10 @@ class Standing:
             if is_in and not was_in:
                 entered_us = inherited.get(segment, record.time_us)
                 self._txn.put(Table.SEGMENTS, place, entered_us.to_bytes(8, "big"))
+                self._changes[segment_count(segment)] += 1
             elif was_in and not is_in:
                 self._txn.delete(Table.SEGMENTS, place)
+                self._changes[segment_count(segment)] -= 1
             if is_in != was_in and not (is_in and segment in inherited):
                 changes.append(Touchpoint(segment_change=SegmentChange(segment=segment, entered=is_in)))
         if self._journey is not None:
@@ -59,6 +67,9 @@ class Standing:
             before = bytes(stored).decode() if stored is not None else self._journey.stages[0]
             if stored is None or before != stage:
                 self._txn.put(Table.STAGES, profile_key, stage.encode())
+                self._changes[stage_count(stage)] += 1
+            if stored is not None and before != stage:
+                self._changes[stage_count(before)] -= 1
             if before != stage:
                 changes.append(Touchpoint(stage_change=StageChange(from_stage=before, to_stage=stage)))
         for serial, touchpoint in enumerate(changes, start=1):
@@ -76,8 +87,43 @@ class Standing:
             if stored is not None:
                 entered[segment] = int.from_bytes(bytes(stored), "big")
                 self._txn.delete(Table.SEGMENTS, place)
-        self._txn.delete(Table.STAGES, profile_key)
+                self._changes[segment_count(segment)] -= 1
+        stage = self._txn.get(Table.STAGES, profile_key)
+        if stage is not None:
+            self._changes[stage_count(bytes(stage).decode())] -= 1
+            self._txn.delete(Table.STAGES, profile_key)
         return entered
+
+    def count_people(self, n_more: int) -> None:
+        """Count people who are new, or gone."""
+        self._changes[PEOPLE_COUNT] += n_more
+
+    def flush(self) -> None:
+        """Write back what was counted."""
+        for what, n_more in sorted(self._changes.items()):
+            n_people = count(self._txn, what) + n_more
+            assert n_people >= 0, "who leaves was counted"
+            if n_people:
+                self._txn.put(Table.COUNTS, what, n_people.to_bytes(8, "big"))
+            else:
+                self._txn.delete(Table.COUNTS, what)
+        self._changes.clear()
+
+
+def count(snapshot: Snapshot, what: bytes) -> int:
+    """Return how many people are counted under a name. Cost: one read."""
+    stored = snapshot.get(Table.COUNTS, what)
+    return int.from_bytes(bytes(stored), "big") if stored is not None else 0
+
+
+def segment_count(segment: str) -> bytes:
+    """Return what a segment's people are counted under."""
+    return b"segment\0" + segment.encode()
+
+
+def stage_count(stage: str) -> bytes:
+    """Return what the people at a stage are counted under."""
+    return b"stage\0" + stage.encode()
 
 
 def segment_key(segment: str, profile_key: bytes) -> bytes:

@@ -220,6 +220,7 @@ class ProfileWriter:
         self._changed_parts.clear()
         self._graph.flush()
         self._counts.flush()
+        self._standing.flush()
 
     # Nodes and parts.
 
@@ -440,6 +441,8 @@ class ProfileWriter:
         leader = identity_key(leader_of(map(self._graph.known, keys)).identity)
         content = [(key, self._part(key), self._series_of(key)) for key in keys]
         folded = golden.fold(leader, content, self._terms, record.time_us)
+        if self._txn.get(Table.PROFILES, profile_key) is None:
+            self._standing.count_people(1)
         facts, change_us = repository.save(self._txn, profile_key, folded, self._catalog, record.lsn, record.time_us)
         self._standing.update(profile_key, leader, facts, record, inherited)
         dues = [part.forget_us for _, part, _ in content if part.forget_us]
@@ -466,6 +469,8 @@ class ProfileWriter:
 
     def _drop_profile(self, profile_key: bytes) -> dict[str, int]:
         """Remove a flat record and what hangs on it; return the segments it was in, with the instants entered."""
+        if self._txn.get(Table.PROFILES, profile_key) is not None:
+            self._standing.count_people(-1)
         self._txn.delete(Table.PROFILES, profile_key)
         self._set_timer(profile_key, survivorship.NEVER_US)
         return self._standing.drop(profile_key)

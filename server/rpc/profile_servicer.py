@@ -18,6 +18,8 @@ from tsugi.v1.profile_service_pb2 import (
     AcceptedRecord,
     AuditSourcesRequest,
     AuditSourcesResponse,
+    CountPeopleRequest,
+    CountPeopleResponse,
     EraseProfileRequest,
     EraseProfileResponse,
     ExportProfileRequest,
@@ -156,6 +158,10 @@ class ProfileServicer:
     async def audit_sources(self, request: AuditSourcesRequest, _raw: bytes, _context: Context) -> AuditSourcesResponse:
         """See ProfileService.AuditSources."""
         return await self._reader.audit(request.at_least_lsn)
+
+    async def count_people(self, request: CountPeopleRequest, _raw: bytes, _context: Context) -> CountPeopleResponse:
+        """See ProfileService.CountPeople."""
+        return await self._reader.count(request.at_least_lsn)
 
     async def _take(self, records: Iterable[SourceRecord]) -> tuple[list[IngestRecordResult], int]:
         """Record one batch; return the fate of each record and the highest LSN."""

@@ -29,6 +29,7 @@ class Table(Enum):
     PARKED = "parked"  # decision key + LSN → empty: an outcome that came before its decision
     SEGMENTS = "segments"  # segment + 0 + profile key → instant entered
     STAGES = "stages"  # profile key → stage of the journey
+    COUNTS = "counts"  # what is counted → how many people: all, in a segment, at a stage
     TIMERS = "timers"  # instant + profile key → empty: then something changes by the passing of time
     DUE = "due"  # profile key → the instant of its timer
     SOURCES = "sources"  # source → StoredSource

@@ -255,6 +255,11 @@ ABOUT_PEOPLE: list[tuple[str, Callable[[Client], object], Message]] = [
         lambda client: client.audit_sources(at_least_lsn=7),
         profile_service_pb2.AuditSourcesRequest(at_least_lsn=7),
     ),
+    (
+        "CountPeople",
+        lambda client: client.count_people(at_least_lsn=7),
+        profile_service_pb2.CountPeopleRequest(at_least_lsn=7),
+    ),
 ]
 
 

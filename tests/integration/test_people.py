@@ -589,6 +589,20 @@ def test_audit_counts_what_each_source_says_and_what_it_never_does(both: list[Cl
     assert both[1].audit_sources().missing_attributes == ["nickname"]
 
 
+def test_people_are_counted_over_all_workers_as_they_come_spend_and_are_merged(both: list[Client]) -> None:
+    before = both[0].count_people()
+    one, other = ("customer_number", "counted"), ("email", "counted@example.com")
+    lsn = max(say(both[0], "shop", who, event=event("purchase", {"total": 200})) for who in (one, other))
+    applied(both[1], lsn)
+    grown = both[1].count_people()
+    assert [each.name for each in grown.segments] == ["spender"]
+    assert grown.people - before.people == grown.segments[0].people - before.segments[0].people == 2
+    lsn = both[1].link_identities(one, other, SAME, stated_by="clerk", request_id="counted").lsn
+    applied(both[0], lsn)
+    merged = both[0].count_people()
+    assert (merged.people, merged.segments[0].people) == (grown.people - 1, grown.segments[0].people - 1)
+
+
 # Asked twice.
 
 

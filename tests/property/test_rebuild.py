@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from server.catalog.catalog import Catalog
 from server.outcomes.projector import Projector, state_hash
+from server.profiles import standing
 from server.storage.lmdb_log import LmdbLog
 from server.storage.lmdb_store import LmdbStore
 from server.storage.log import Log
@@ -228,6 +230,20 @@ def test_deleted_state_is_rebuilt_as_it_was_at_every_lsn_while_the_log_grew(
                 assert state_hash(store) == wanted
         state.close()
         log.close()
+
+
+@given(HISTORIES, SPLITS)
+def test_people_are_counted_as_a_recount_counts_them(steps: list[tuple[Step, int]], splits: list[int]) -> None:
+    store = MemoryStore()
+    project(written(steps), store, splits)
+    with store.read() as snapshot:
+        recount = Counter(standing.stage_count(bytes(stage).decode()) for _, stage in snapshot.scan(Table.STAGES))
+        recount.update(
+            standing.segment_count(key.split(b"\0", 1)[0].decode()) for key, _ in snapshot.scan(Table.SEGMENTS)
+        )
+        recount[standing.PEOPLE_COUNT] = sum(1 for _ in snapshot.scan(Table.PROFILES))
+        counted = {key: int.from_bytes(value, "big") for key, value in snapshot.scan(Table.COUNTS)}
+        assert +Counter(counted) == +recount
 
 
 @given(HISTORIES, SPLITS, st.integers(0, 80))

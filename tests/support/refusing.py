@@ -145,6 +145,7 @@ def valid(method: str, world: World) -> dict[str, Any]:
         "EraseProfile": {"identity": STRANGER, "requestId": "the stranger"},
         "GetErasure": {"erasureId": world.erasure_id},
         "AuditSources": {},
+        "CountPeople": {},
         "GetCatalog": {},
         "ListCatalogRevisions": {},
         "RollbackCatalog": {},
