@@ -15,6 +15,7 @@ _COMMANDS: Final = {
     "fit": ("training.fit", "fit_command"),
     "replay": ("training.replay", "replay_command"),
     "demo": ("training.demo", "demo_command"),
+    "link": ("training.link", "link_command"),
 }
 
 
