@@ -6,6 +6,7 @@ cannot be parsed is refused by us, with a reason, and replies that were spliced 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -143,6 +144,14 @@ def _parse(request_class: type[Message], raw: bytes, bytes_max: int) -> Message:
         ) from error
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of a refused call hold: until the next collection they would keep an old state file open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 async def _abort(context: Context, error: Exception) -> NoReturn:
     code, message, trailing = status(told(error))
+    _let_go(error)
     await context.abort(code, message, trailing)

@@ -117,6 +117,8 @@ class LmdbSnapshot:
 
     def __exit__(self, *_: object) -> None:
         self._txn.abort()  # of reading; what was written has been committed by then
+        # Whoever keeps the snapshot, as an exception keeps its frames, must not keep an old generation's file open.
+        self._txn, self._tables = None, {}
 
     def get(self, table: Table, key: bytes) -> memoryview | None:
         """See Snapshot."""

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -682,3 +683,33 @@ def test_erased_person_is_a_stranger_at_once_and_the_wish_may_be_repeated(both: 
     lsn = say(both[0], "shop", one)
     assert names(known(both[1], one, lsn).profile) == {one}, "who comes back comes back as a new person"
     assert known(both[1], one).profile.profile_id != profile_id
+
+
+def old_files(running: Server) -> list[str]:
+    """Return the data files that are gone and still open in some role."""
+    return [
+        f"{role}: {target}"
+        for role, pid in running.roles().items()
+        for entry in Path(f"/proc/{pid}/fd").iterdir()
+        if (target := str(entry.readlink())).endswith("data.mdb (deleted)")
+    ]
+
+
+def test_refused_call_keeps_no_file_of_the_state_before_an_erasure_open(running: Server, both: list[Client]) -> None:
+    who = ("customer_number", "kept open?")
+    profile_id = known(both[0], who, say(both[0], "shop", who, attributes={"nickname": "Zyx"})).profile.profile_id
+    nobody = ("customer_number", "nobody")
+    for client in both:
+        for call in (
+            lambda client=client: client.get_profile(identity=nobody),
+            lambda client=client: client.export_profile(identity=nobody),
+            lambda client=client: client.split_profile(profile_id, [nobody], stated_by="clerk", request_id="refused"),
+            lambda client=client: client.link_identities(who, nobody, SAME, stated_by="clerk", request_id="refused"),
+        ):
+            assert refused(call) == "ERROR_REASON_RESOURCE_NOT_FOUND"
+    wish = both[0].erase_profile("leave nothing open", identity=who)
+    until(
+        lambda: both[0].get_erasure(wish.erasure_id).state == ErasureState.ERASURE_STATE_FULFILLED,
+        "the erasure is fulfilled",
+    )
+    until(lambda: not old_files(running), "every role lets go of the old files")
