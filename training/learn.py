@@ -166,6 +166,7 @@ class Learner:
         )
         self._course = self._begin()
         self._anew: _Course | None = None  # the course that will take its place
+        self._rid_lsn = 0  # the last LogErased record that no file here was learned before
         self.published_lsn, self.n_faults = -1, 0
         self._publishing = _Pace(publish_interval_s, PUBLISH_SHARE_MAX, clock)
         self._saving = _Pace(snapshot_interval_s, SNAPSHOT_SHARE_MAX, clock)
@@ -290,9 +291,7 @@ class Learner:
         self._course, self._anew = anew, None
         self._exporter = Exporter(anew.fleet)
         self.published_lsn = self.saved_lsn = -1
-        self.flush()
-        if self.saved_lsn == self.learned_lsn:  # what was saved before rests on who was erased
-            self._snapshots.forget_before(self.learned_lsn)
+        self._guarded("snapshot", self._save, self._saving)
         return n_records
 
     def _load_newest(self) -> int:
@@ -301,6 +300,7 @@ class Learner:
         if snapshot is None:
             return 0
         self._course.take(snapshot)
+        self._rid_lsn = snapshot.erased_lsn
         return snapshot.epoch
 
     def _guarded(self, what: str, action: Callable[[], None], pace: _Pace) -> bool:
@@ -322,7 +322,7 @@ class Learner:
 
     def _publish(self) -> None:
         arrays = self._exporter.message(self.epoch, self.learned_lsn, self.learned_time_us)
-        arrays.erased_lsn = self.erased_lsn
+        arrays.erased_lsn = self._rid_lsn  # a receipt is signed on its word
         data = arrays.SerializeToString(deterministic=True)
         path = self._folder / ARRAYS_FILE
         unfinished = path.with_name(f"{ARRAYS_FILE}.unfinished")
@@ -333,6 +333,9 @@ class Learner:
     def _save(self) -> None:
         self._snapshots.save(self.state())
         self.saved_lsn = self.learned_lsn
+        if self._rid_lsn != self.erased_lsn:  # what was saved before rests on who was erased
+            self._snapshots.forget_before(self.learned_lsn)
+            self._rid_lsn, self.published_lsn = self.erased_lsn, -1
 
 
 def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> None:

@@ -3,7 +3,8 @@
 Runs beside the projector, in its process, on a thread of its own. The projector has forgotten the person already and
 noted which records are about them. From there: the records become tombstones; the log is copied without what they said;
 a record says so, upon which the learner learns anew without them; the state is copied too; and when all of that is done
-a signed receipt is recorded. Each step can be repeated, so after a kill all of them begin again.
+a signed receipt is recorded. Each step can be repeated, so after a kill all of them begin again, once the state has
+come as far as the log was: what is fulfilled already is not fulfilled twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Final, NamedTuple
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from server.outcomes.erasure import records_since
 from server.profiles.erased import ERASED_HEAD, ERASURE_HEAD
+from server.storage.applied import read_applied
 from server.storage.lmdb_log import LmdbLog
 from server.storage.lmdb_store import LmdbStore
 from server.storage.log import LogUnavailableError
@@ -67,7 +70,7 @@ class Eraser:
         self._wall_us = wall_us
         self._learned_anew = learned_anew
         self._on_log_failure = on_log_failure
-        self._fulfilled: set[bytes] = set()  # whose receipts the state may not have yet
+        self._told_lsn = log.tail().lsn  # what was recorded of erasures so far; a state before it may not know of it
 
     def run(self, stop: threading.Event) -> None:
         """Carry out erasures until told to stop."""
@@ -90,6 +93,8 @@ class Eraser:
         lsns = {lsn for each in pending for lsn in each.stored.lsns}
         wishes = {each.stored.lsn for each in pending}
         self._free_head(wishes)
+        # These first: the wish leads to them.
+        self._log.erase([lsn for each in pending for lsn in records_since(self._log, each.stored)])
         self._log.erase(sorted(lsns | wishes))
         self._log.compact()
         erased_lsn = self._append(RecordKind.RECORD_KIND_LOG_ERASED, _told(pending, len(lsns)), ERASED_HEAD)
@@ -104,8 +109,7 @@ class Eraser:
                 erased_records=each.stored.erased_records,
                 receipt=self._receipt(each).SerializeToString(deterministic=True),
             )
-            self._append(RecordKind.RECORD_KIND_ERASURE_FULFILLED, fulfilled.SerializeToString())
-            self._fulfilled.add(each.key)
+            self._told_lsn = self._append(RecordKind.RECORD_KIND_ERASURE_FULFILLED, fulfilled.SerializeToString())
         structlog.get_logger().info(
             "erased", n_erasures=len(pending), n_records=len(lsns), seconds=round(time.monotonic() - started, 3)
         )
@@ -124,8 +128,10 @@ class Eraser:
 
     def _pending(self) -> list[_Pending]:
         with self._store.read() as snapshot:
+            if read_applied(snapshot).lsn < self._told_lsn:
+                return []
             found = [_Pending(key, StoredErasure.FromString(value)) for key, value in snapshot.scan(Table.ERASURES)]
-        open_ones = [each for each in found if not each.stored.receipt and each.key not in self._fulfilled]
+        open_ones = [each for each in found if not each.stored.receipt]
         return sorted(open_ones, key=lambda each: each.stored.lsn)[:TOGETHER_MAX]
 
     def _receipt(self, pending: _Pending) -> ErasureReceipt:

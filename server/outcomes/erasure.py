@@ -2,7 +2,7 @@
 
 Handed what the state knew of the person, it names the records that must become tombstones: everything recorded under
 the person's identities and profiles, and every decision that names one of them. What merely went through the same
-profile at some time, and belongs to somebody else by now, stays.
+profile at some time, and belongs to somebody else by now, stays. So does what comes later, but for what was under way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from server.profiles.identity import named_all
 from server.profiles.writer import Forgotten
 from server.storage.log import Log
 from server.storage.record import Record
-from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
+from tsugi.log.v1.record_pb2 import DecisionRecord, ErasureAccepted, OutcomeRecord, RecordKind
+from tsugi.log.v1.state_pb2 import StoredErasure
 from tsugi.v1.decision_service_pb2 import DecideRequest
 
 
@@ -37,6 +38,46 @@ def records_about(log: Log, forgotten: Forgotten, until_lsn: int, catalog: Catal
         if record is not None and not record.is_tombstone and _is_about(log, record, nodes, profiles, catalog):
             lsns.append(lsn)
     return lsns
+
+
+def records_since(log: Log, erasure: StoredErasure) -> list[int]:
+    """Return the LSNs of records that came after a wish and are about the person all the same, ascending.
+
+    They are decisions that were under way for a profile nobody has any more, and outcomes of decisions about the
+    person. What else names their identities since then is about the new person they have become.
+
+    Args:
+        log: read by subject.
+        erasure: as noted when it was projected; its records and its own may be tombstones by now, then there are none.
+
+    Cost: one read of the log for each record recorded since under the person's identities and profiles.
+    """
+    wish = log.get(erasure.lsn)
+    if wish is None or wish.is_tombstone:
+        return []
+    accepted = ErasureAccepted.FromString(wish.payload)
+    profiles, erased = frozenset(accepted.profile_keys), set(erasure.lsns)
+    found = {lsn for key in (*accepted.identity_keys, *accepted.profile_keys) for lsn in log.about(key)}
+    lsns = []
+    for lsn in sorted(found):
+        record = log.get(lsn) if lsn > erasure.lsn else None
+        if record is not None and _is_about_erased(log, record, profiles, erased):
+            erased.add(lsn)
+            lsns.append(lsn)
+    return lsns
+
+
+def _is_about_erased(log: Log, record: Record, profiles: frozenset[bytes], erased: set[int]) -> bool:
+    """Say whether a record is a decision for a profile that is gone, or an outcome of a decision that goes."""
+    if record.kind == RecordKind.RECORD_KIND_DECISION:
+        return DecisionRecord.FromString(record.payload).profile_key in profiles
+    if record.kind != RecordKind.RECORD_KIND_OUTCOME:
+        return False
+    entry = log.find(OutcomeRecord.FromString(record.payload).decision_key)
+    if entry is None or entry.lsn in erased:
+        return entry is not None
+    decided = log.get(entry.lsn)
+    return decided is None or decided.is_tombstone
 
 
 def _is_about(log: Log, record: Record, nodes: frozenset[bytes], profiles: frozenset[bytes], catalog: Catalog) -> bool:

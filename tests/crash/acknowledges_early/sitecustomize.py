@@ -15,13 +15,15 @@ if "worker" in sys.argv or any("worker" in argument for argument in sys.orig_arg
     from server.storage import committer
     from server.storage.log import Fate, Receipt
     from server.storage.record import Draft
-    from tsugi.log.v1.record_pb2 import RECORD_KIND_DECISION, RECORD_KIND_OUTCOME
+    from tsugi.log.v1.record_pb2 import RECORD_KIND_DECISION, RECORD_KIND_OUTCOME, RECORD_KIND_SOURCE_RECORD
+
+    _PROMISED = {RECORD_KIND_DECISION, RECORD_KIND_OUTCOME, RECORD_KIND_SOURCE_RECORD}
 
     class LyingCommitter(committer.GroupCommitter):
-        """Promises decisions and outcomes at once."""
+        """Promises decisions, outcomes and source records at once."""
 
         def submit(self, drafts: Sequence[Draft]) -> committer.Receipts:
-            if not {draft.kind for draft in drafts} <= {RECORD_KIND_DECISION, RECORD_KIND_OUTCOME}:
+            if not {draft.kind for draft in drafts} <= _PROMISED:
                 return super().submit(drafts)
             assert self._loop is not None
             future: committer.Receipts = self._loop.create_future()
