@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from server.profiles.names import FAMILY_PARTICLES, mend_case, settle, straighten
-from server.profiles.texts import Cleansed, is_blank, is_too_long, settle_digits, squash
+from server.profiles.names import FAMILY_PARTICLES, mend_case, straighten
+from server.profiles.texts import Cleansed, is_blank, is_exported_blank, is_too_long, settle, settle_digits, squash
 
 # By word without its dot. "St" after a house number is a saint, after a word a street: see _street_pass.
 _STREET_WORDS: Final = {
@@ -48,22 +48,12 @@ def street_address(text: str) -> Cleansed:
 
 def city(text: str) -> Cleansed:
     """Bring a town to one form: "FRANKFURT AM MAIN" becomes "Frankfurt am Main". Cost: 5 µs."""
-
-    def step(given: str) -> str | None:
-        name = straighten(given).strip(" ,.;")
-        if is_blank(name) or not any(one.isalpha() for one in name):
-            return None
-        return " ".join(mend_case(name.split(), FAMILY_PARTICLES, is_particle_first=False))
-
-    return Cleansed(text, False) if is_too_long(text) else settle(step, text)
+    return Cleansed(text, False) if is_too_long(text) else settle(_city_pass, text)
 
 
 def region(text: str) -> Cleansed:
     """Bring a state or province to one form: codes of up to three letters in capitals, names as towns. Cost: 4 µs."""
-    short = squash(text).replace(".", "") if not is_too_long(text) else text
-    if 2 <= len(short) <= 3 and short.isascii() and short.isalpha() and not is_blank(short):
-        return Cleansed(short.upper(), True)
-    return city(text)
+    return Cleansed(text, False) if is_too_long(text) else settle(_region_pass, text)
 
 
 def postcode(text: str, country_code: str = "") -> Cleansed:
@@ -88,9 +78,23 @@ def postcode(text: str, country_code: str = "") -> Cleansed:
     return Cleansed(f"{bare[:place]}{mark}{bare[place:]}" if place else bare, True)
 
 
+def _city_pass(text: str) -> str | None:
+    name = straighten(text).strip(" ,.;")
+    if is_blank(name) or is_exported_blank(name) or not any(one.isalpha() for one in name):
+        return None
+    return " ".join(mend_case(name.split(), FAMILY_PARTICLES, is_particle_first=False))
+
+
+def _region_pass(text: str) -> str | None:
+    short = squash(text).replace(".", "")
+    if 2 <= len(short) <= 3 and short.isascii() and short.isalpha() and not is_blank(short):
+        return short.upper() if short not in {"nan", "NaN"} else None  # NA is Naples
+    return _city_pass(text)
+
+
 def _street_pass(text: str) -> str | None:
     plain = settle_digits(straighten(text)).strip(" ,;")
-    if is_blank(plain) or not any(one.isalnum() for one in plain):
+    if is_blank(plain) or is_exported_blank(plain) or not any(one.isalnum() for one in plain):
         return None
     words = mend_case(plain.replace(",", " ").split(), FAMILY_PARTICLES, is_particle_first=False)
     out: list[str] = []
@@ -102,10 +106,15 @@ def _street_pass(text: str) -> str | None:
             out.append(_STREET_WORDS[bare])
         elif _GERMAN_ENDING.search(word):
             out.append(_GERMAN_ENDING.sub("straße", word))
-        elif out and len(word) == 1 and word.isalpha() and out[-1].isdigit():
+        elif out and len(word) == 1 and word.isalpha() and out[-1].isdigit() and not _is_direction(words, place):
             out[-1] += word.lower()  # 5 A
         elif word[:-1].isdigit() and word[-1].isalpha():
             out.append(word.lower())
         else:
             out.append(word)
     return " ".join(out)
+
+
+def _is_direction(words: list[str], place: int) -> bool:
+    """Tell whether a letter is the north of 12 N Main Street, and not the flat of Hauptstraße 5 N."""
+    return words[place] in {"N", "S", "E", "W"} and place + 1 < len(words)

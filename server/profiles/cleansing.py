@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import phonenumbers
@@ -17,12 +18,15 @@ from server.profiles.addresses import city, postcode, region, street_address
 from server.profiles.countries import country
 from server.profiles.dates import birth_date
 from server.profiles.names import family_name, full_name, given_name
-from server.profiles.texts import Cleansed, fold, is_blank, is_filler, is_too_long, settle_digits, squash
+from server.profiles.texts import Cleansed, fold, is_blank, is_filler, is_too_long, settle, settle_digits, squash
 from tsugi.v1 import catalog_pb2
 
 __all__ = ["Cleansed", "cleanse", "email", "fold", "national_id", "phone", "squash"]
 
 _DISPLAY_NAME: Final = re.compile(r"[^<>]*<([^<>]+)>")
+_MAILTO: Final = re.compile(r"(?i)mailto:\s*")
+_ADDRESS_CHARACTERS_MAX: Final = 254  # of RFC 5321
+_LETTERS_MAX: Final = 63  # of a domain's internationalised labels: each costs 10 µs, and one label of DNS has no more
 _NOBODY: Final = frozenset(
     [
         "noreply",
@@ -59,7 +63,7 @@ def cleanse(meaning: catalog_pb2.Meaning, text: str, country_code: str = "") -> 
         text: anything. Over 1,024 bytes it is not clean, and given back at once.
         country_code: of the source, ISO 3166-1 alpha-2; empty: not known.
 
-    Cost: 3 to 35 µs, see each function.
+    Cost: 3 to 65 µs, see each function.
     """
     function = _BY_MEANING.get(meaning)
     return function(text, country_code) if function is not None else Cleansed(text, True)
@@ -69,25 +73,33 @@ def email(text: str) -> Cleansed:
     """Bring an e-mail address to lower case, its domain to Unicode, without display name, brackets or mailto:.
 
     Lower case on both sides of the @: the standard allows providers to tell apart by case, and none of any size does.
-    Not clean: what no server would take, and what people enter to be left alone.
+    Not clean: what no server would take, what people enter to be left alone, a domain with over 63 letters
+    in internationalised labels.
 
-    Cost: 25 µs.
+    Cost: 25 µs, and 10 more for each letter of an internationalised label.
     """
     if is_too_long(text):
         return Cleansed(text, False)
     address = squash(text)
     if (match := _DISPLAY_NAME.fullmatch(address)) is not None:
         address = match[1].strip()
-    address = address.removeprefix("mailto:").removeprefix("MAILTO:").strip(" ,;.")
+    address = _MAILTO.sub("", address).strip(" ,;.")
+    if len(address) > _ADDRESS_CHARACTERS_MAX or _is_costly(address.rpartition("@")[2]):
+        return Cleansed(text, False)
     try:
         checked = validate_email(address, check_deliverability=False, test_environment=True)
     except (EmailNotValidError, UnicodeError):
         return Cleansed(text, False)
     local, domain = checked.local_part.lower(), checked.domain.lower()
-    if local in _NOBODY or domain in _NOWHERE:
+    if local in _NOBODY or domain in _NOWHERE or _is_costly(domain):
         return Cleansed(text, False)
     clean = f"{local}@{domain}"
     return Cleansed(clean, True) if not is_too_long(clean) else Cleansed(text, False)
+
+
+def _is_costly(domain: str) -> bool:
+    labels = domain.lower().split(".")
+    return sum(len(each) for each in labels if not each.isascii() or each.startswith("xn--")) > _LETTERS_MAX
 
 
 def phone(text: str, country_code: str = "") -> Cleansed:
@@ -95,25 +107,30 @@ def phone(text: str, country_code: str = "") -> Cleansed:
 
     Not clean: a number without a country where none is known, one too long or too short for its country, fillers.
 
-    Cost: 35 µs.
+    Cost: 30 µs in this form, 65 in others.
     """
     if is_too_long(text):
         return Cleansed(text, False)
+    return settle(partial(_phone_pass, country_code=country_code.upper()), text)
+
+
+def _phone_pass(text: str, country_code: str) -> str | None:
+    """Parse once: what is left of a number dialled in a strange way may be read otherwise the next time."""
     number = _EXTENSION.sub("", settle_digits(squash(text)))
     digits = "".join(one for one in number if one.isdigit())
     if len(number) > _PHONE_CHARACTERS_MAX or len(digits) < _PHONE_DIGITS_MIN or is_filler(digits):
-        return Cleansed(text, False)
+        return None
     if number.startswith("00"):
         number = f"+{number[2:]}"
     try:
-        parsed = phonenumbers.parse(number, country_code.upper() or None)
+        parsed = phonenumbers.parse(number, country_code or None)
     except phonenumbers.NumberParseException:
-        return Cleansed(text, False)
+        return None
     national = str(parsed.national_number)
     if not phonenumbers.is_possible_number(parsed) or (is_filler(national) and len(national) > 3):
-        return Cleansed(text, False)
+        return None
     parsed.extension = None
-    return Cleansed(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164), True)
+    return phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164)
 
 
 def national_id(text: str) -> Cleansed:

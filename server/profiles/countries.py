@@ -271,7 +271,8 @@ def country(text: str) -> Cleansed:
     if is_too_long(text):
         return Cleansed(text, False)
     key = fold(text)
-    code = CODES.get(key) or CODES.get(key.removeprefix("the ").removesuffix(" the")) or CODES.get(key.replace(" ", ""))
+    bare = key.removeprefix("the ").removesuffix(" the")
+    code = CODES.get(key) or CODES.get(bare) or CODES.get(bare.replace(" ", ""))
     return Cleansed(code or text, code is not None)
 
 

@@ -1,7 +1,7 @@
 """Which day is meant? Dates as people and programs write them, and the one form they are compared in.
 
-Handed a text and, where it is known, the country it comes from, which says whether day or month stands first. A date
-that is in no calendar is none, and what may be two dates and no country settles is none either.
+Handed a text and, where it is known, the country it comes from, which says whether day or month stands first; where it
+is not known the day does. A date that is in no calendar is none.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ _MONTHS: Final = {
     for name in names.split()
 }  # fmt: skip
 _COMPACT: Final = re.compile(r"(\d{4})(\d{2})(\d{2})")
-_YEAR_FIRST: Final = re.compile(
-    r"(\d{4})[-/. ]{1,2}(\d{1,2})[-/. ]{1,2}(\d{1,2})\.?(?:[T ]0{1,2}:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?)?"
-)
+_MIDNIGHT: Final = re.compile(r"(?i)[T ](?:00?:00(?::00(?:\.0+)?)?(?:Z|\+00:00)?|12:00(?::00)? ?am)$")  # of exports
+_YEAR_FIRST: Final = re.compile(r"(\d{4})[-/. ]{1,2}(\d{1,2})[-/. ]{1,2}(\d{1,2})\.?")
 _JAPANESE: Final = re.compile(r"(\d{4})年(\d{1,2})月(\d{1,2})日")
 _YEAR_LAST: Final = re.compile(r"(\d{1,2})[-/. ]{1,2}(\d{1,2})[-/. ]{1,2}(\d{4}|\d{2})\.?")
 _DAY_NAMED: Final = re.compile(
@@ -70,6 +69,8 @@ def read_date(text: str, day_first: bool = True) -> date | None:
     if is_too_long(text):
         return None
     plain = settle_digits(squash(text))
+    if ":" in plain:
+        plain = _MIDNIGHT.sub("", plain)
     for pattern in (_COMPACT, _YEAR_FIRST, _JAPANESE):
         if (match := pattern.fullmatch(plain)) is not None:
             year, month, day = map(int, match.groups())

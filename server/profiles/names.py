@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from nameparser import Lexicon, Parser
 
-from server.profiles.texts import Cleansed, is_blank, is_too_long, squash
+from server.profiles.texts import Cleansed, is_blank, is_exported_blank, is_too_long, settle, squash
 
 _CHARACTERS_MAX: Final = 200  # after squashing; nameparser takes 2 ms for this much of the worst
 _WORDS_MAX: Final = 24
@@ -27,7 +27,7 @@ _TITLES: Final = frozenset(
     sr sra srta dipl doz fh habil hc jur med na nat phil priv ra rer ssa theol univ""".split()
 )
 _DOTTED_TITLES: Final = frozenset("adm c col h hr ing mag".split())  # without a dot they are somebody's name
-_AFTER_TITLES: Final = frozenset("c doz fh habil h hc jur med na nat phil priv ra rer ssa theol univ".split())
+_HONORARY: Final = frozenset(("h.", "c.", "h.c.", "hc"))  # after a title, and small: Dr. H. C. has two initials
 _SUFFIXES: Final = frozenset("jr sr snr jnr ii iii iv esq esquire ret".split())
 _DEGREES: Final = frozenset(
     """phd dphil edd jd llm mba mfa mph msc bsc mphil dds dmd dvm rn cpa cfa mbbch mbchb pharmd psyd obe mbe kbe meng
@@ -35,7 +35,6 @@ _DEGREES: Final = frozenset(
 )
 _BIRTH_NAMES: Final = frozenset("geb geborene geboren nee né née".split())  # what follows is a name no longer borne
 _MARKS: Final = _TITLES | _DOTTED_TITLES | _SUFFIXES | _DEGREES | _BIRTH_NAMES
-_EXPORTED_BLANKS: Final = frozenset(("NA", "nan", "NaN"))  # as R and pandas write them; Na and Nan are names
 _APOSTROPHES: Final = str.maketrans(dict.fromkeys("´`‘’‛ʼʻʹ′", "'"))
 _DASHES: Final = re.compile(r"\s*[-‐‑‒–—−]\s*")  # surrounded by spaces or not, the parts belong together
 # "N.", "o'neil" and "Ann-Marie" pass; a digit, a sign or an @ says that this is no name.
@@ -100,24 +99,6 @@ def mend_case(words: Sequence[str], particles: frozenset[str], is_particle_first
     ]
 
 
-def settle(step: Callable[[str], str | None], text: str) -> Cleansed:
-    """Repeat a step until nothing changes, so that what is clean stays as it is when it is cleansed again.
-
-    Args:
-        step: one pass of cleansing; None: it could not be cleansed.
-        text: a text that three passes do not settle is not clean; nothing real needs more than two.
-    """
-    before = text
-    for _ in range(4):
-        after = step(before)
-        if after is None:
-            break
-        if after == before:
-            return Cleansed(after, True)
-        before = after
-    return Cleansed(text, False)
-
-
 def straighten(text: str) -> str:
     """Squash, with one kind of apostrophe and of dash.
 
@@ -152,13 +133,15 @@ def _plain(name: str) -> str | None:
     """Return the name without dots and commas at its ends; None where it cannot be the name of one person."""
     if len(name) > _CHARACTERS_MAX or name.count(" ") >= _WORDS_MAX:
         return None
-    if name in _EXPORTED_BLANKS or _PAIRS.search(name):
+    if _PAIRS.search(name):
         return None
     if not name.isascii() or not name.replace(" ", "").isalpha():
         for one in name:
             if one not in _PUNCTUATION and unicodedata.category(one)[0] not in "LM":
                 return None
     bare = name.strip(" ,-·・'")
+    if is_exported_blank(bare):
+        return None
     return f"'{bare}" if bare and _DUTCH_ARTICLE.match(name) else bare or None
 
 
@@ -180,7 +163,20 @@ def _parse(name: str, is_full: bool) -> str | None:
         return None
     # The parser takes any word with a dot at the beginning for a title, but Chr. and Jos. are names cut short.
     cut_short = [word for word in parsed.title.split() if _MARKS.isdisjoint(_mark(word).split("-"))]
-    return " ".join(part for part in (*cut_short, parsed.given, parsed.middle, parsed.family) if part) or None
+    words = " ".join((*cut_short, parsed.given, parsed.middle, parsed.family)).split()
+    is_titled = bool(parsed.title) and not cut_short
+    while len(words) > 1 and _is_title(words[0], is_titled):
+        del words[0]
+        is_titled = True
+    return " ".join(words) or None
+
+
+def _is_title(word: str, is_titled: bool) -> bool:
+    """Tell whether a word before a name is one of those that the parser does not know: Dipl.-Ing., h.c. after Dr."""
+    parts = _mark(word).split("-")
+    if len(parts) > 1:
+        return word.endswith(".") and _TITLES.union(_DOTTED_TITLES).issuperset(parts)
+    return is_titled and (word in _HONORARY or (word.endswith(".") and parts[0] in _TITLES))
 
 
 def _finish(text: str, name: str, particles: frozenset[str], is_full: bool) -> Cleansed:
@@ -194,10 +190,11 @@ def _finish(text: str, name: str, particles: frozenset[str], is_full: bool) -> C
 def _capitalise(word: str, particles: frozenset[str]) -> str:
     """Return a word with a capital at its start and after each dash, dot and the apostrophe of O' and D'."""
     parts = re.split(r"([-./])", word.lower())
-    return "".join(
+    capitalised = "".join(
         part if place and part in particles and place < len(parts) - 1 else _capitalise_part(part)
         for place, part in enumerate(parts)
     )
+    return capitalised if capitalised.isascii() else unicodedata.normalize("NFC", capitalised)  # İ fell apart
 
 
 def _capitalise_part(part: str) -> str:

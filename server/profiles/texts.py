@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from server.catalog.values import TEXT_BYTES_MAX
@@ -42,6 +43,8 @@ _BLANKS: Final = frozenset(
     "not applicable", "not provided", "not known", "not specified", "not given", "keine angabe", "keine angaben",
     "non renseigne", "sans objet", "no aplica", "test user", "test test", "first name", "last name", "full name",
 }  # fmt: skip
+
+_EXPORTED_BLANKS: Final = frozenset(("NA", "nan", "NaN"))
 
 
 class Cleansed(NamedTuple):
@@ -96,6 +99,24 @@ def fold(text: str) -> str:
     return folded
 
 
+def settle(step: Callable[[str], str | None], text: str) -> Cleansed:
+    """Repeat a step until nothing changes, so that what is clean stays as it is when it is cleansed again.
+
+    Args:
+        step: one pass of cleansing; None: it could not be cleansed.
+        text: a text that three passes do not settle is not clean; nothing real needs more than two.
+    """
+    before = text
+    for _ in range(4):
+        after = step(before)
+        if after is None or is_too_long(after):
+            break
+        if after == before:
+            return Cleansed(after, True)
+        before = after
+    return Cleansed(text, False)
+
+
 def settle_digits(text: str) -> str:
     """Write the decimal digits of all scripts as 0 to 9."""
     if text.isascii():
@@ -115,6 +136,11 @@ def is_blank(text: str) -> bool:
     if letters.isalpha() and len(set(letters)) == 1 and (len(letters) > 2 or letters == "xx"):
         return True
     return " " in folded and all(word in _BLANKS for word in folded.split())
+
+
+def is_exported_blank(text: str) -> bool:
+    """Tell whether R or pandas would write this for nothing: NA, nan, NaN. Na and Nan are names."""
+    return text in _EXPORTED_BLANKS
 
 
 def is_filler(digits: str) -> bool:

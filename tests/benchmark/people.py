@@ -217,6 +217,48 @@ def _mistyped(rng: random.Random, text: str, *, is_digits: bool) -> str:
     return text[:i] + ("" if kind == 2 else 2 * text[i] if kind == 3 else sign) + text[i + 1 :]
 
 
+def in_styles(records: Sequence[Written], seed: int) -> list[Written]:
+    """Return records as if each came from one of three systems of a country with days before months.
+
+    One writes all in capitals, national telephone numbers, AE for Ä. One has a title here and there, dates with points
+    and abbreviated streets. One has everything small, some second given names, no accents, often given and family name
+    in each other's place, and leaves a fifth of its fields empty.
+    """
+    rng = random.Random(seed)
+    return [Written(one.person, rng.choice([_in_capitals, _with_titles, _in_haste])(rng, one.texts)) for one in records]
+
+
+def _in_capitals(_rng: random.Random, texts: dict[str, str]) -> dict[str, str]:
+    shouted = {name: text.upper() for name, text in _accented(texts, "ae", "oe").items()}
+    return _with(shouted, "phone", lambda text: "0" + text.removeprefix("+61 "))
+
+
+def _with_titles(rng: random.Random, texts: dict[str, str]) -> dict[str, str]:
+    titled = _with(_accented(texts, "ä", "ö"), "given", lambda text: f"Dr. {text}" if rng.random() < 0.2 else text)
+    dated = _with(titled, "born", lambda text: ".".join(reversed(text.split("-"))))
+    return _with(dated, "street", lambda text: text.replace("Street", "St.").replace("Avenue", "Ave."))
+
+
+def _in_haste(rng: random.Random, texts: dict[str, str]) -> dict[str, str]:
+    plain = _accented(texts, "a", "o")
+    small = {name: f" {text.lower()}" for name, text in plain.items() if rng.random() >= 0.2}
+    if {"given", "family"} <= small.keys() and rng.random() < 0.15:
+        small["given"], small["family"] = small["family"], small["given"]
+    return _with(small, "given", lambda text: f"{text} {rng.choice('abcdefgh')}." if rng.random() < 0.2 else text)
+
+
+def _accented(texts: dict[str, str], a: str, o: str) -> dict[str, str]:
+    """Return texts with two vowels of names as a system spells them."""
+    spelt = texts
+    for name in ("given", "family"):
+        spelt = _with(spelt, name, lambda text: text.replace("ai", a).replace("oa", o))
+    return spelt
+
+
+def _with(texts: dict[str, str], name: str, change: Callable[[str], str]) -> dict[str, str]:
+    return texts | {name: change(texts[name])} if name in texts else texts
+
+
 def without(records: Sequence[Written], *columns: str) -> list[Written]:
     """Return records that say nothing in some columns."""
     return [
