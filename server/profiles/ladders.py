@@ -182,14 +182,18 @@ def weights(ladder: Ladder, own: Sequence[float] = ()) -> tuple[tuple[float, ...
             the rest, what is too much is left out. Empty: the built-in ones.
 
     Returns:
-        Two tuples, one number a level. A catalog's number never says more against a household than the built-in one,
-        or sharing an address could be made to merge a family; and one of 0 says nothing against either.
+        Two tuples, one number a level. A catalog's number says against a household in proportion to what it says
+        against strangers, and never more than the built-in one, or sharing an address could be made to merge a family;
+        the built-in numbers given as one's own change nothing, and one of 0 says nothing against either.
     """
-    against_household = tuple(level.household_bits for level in ladder)
     if not own:
-        return tuple(level.bits for level in ladder), against_household
+        return tuple(level.bits for level in ladder), tuple(level.household_bits for level in ladder)
     against_strangers = tuple(own[min(i, len(own) - 1)] for i in range(len(ladder)))
-    limited = (
-        min(max(h, 0.0), s) if s >= 0.0 else s for h, s in zip(against_household, against_strangers, strict=True)
-    )
-    return against_strangers, tuple(limited)
+    return against_strangers, tuple(_against_household(*pair) for pair in zip(ladder, against_strangers, strict=True))
+
+
+def _against_household(level: Level, bits: float) -> float:
+    """Return what a level says against a household where it says so many bits against strangers."""
+    if level.bits > 0.0:
+        return level.household_bits * min(bits / level.bits, 1.0) if bits >= 0.0 else bits
+    return level.household_bits * min(max(bits / level.bits, 0.0), 2.0) if level.bits else level.household_bits

@@ -225,6 +225,14 @@ def test_catalog_weights_stand_in_place_of_the_built_in_ones() -> None:
     assert bits({"city": "Westbrook"}, {"city": "Eastham"}, short) == -1.0
 
 
+@pytest.mark.parametrize("meaning", ladders.LADDERS)
+def test_built_in_weights_given_as_ones_own_change_nothing(meaning: catalog_pb2.Meaning) -> None:
+    ladder = ladders.LADDERS[meaning]
+    built_in = ladders.weights(ladder)
+    for got, wanted in zip(ladders.weights(ladder, built_in[0]), built_in, strict=True):
+        assert got == pytest.approx(wanted)
+
+
 def test_catalog_weights_do_not_merge_a_household() -> None:
     own = match_fields(ATTRIBUTES, {"street": (40.0,) * 5 + (-4.0,), "phone": (40.0, 40.0, 40.0, -1.0)})
     mother = {"given": "Anna", "family": "Berger", "born": "1980-05-17", **HOME}
