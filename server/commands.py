@@ -6,6 +6,7 @@ A refusal goes to standard error as JSON too, with its reason and every field at
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import uuid
@@ -51,7 +52,7 @@ ERASURE_POLL_S: Final = 0.1
 @click.option("--preview", is_flag=True, help="Decide, and record nothing.")
 def decide(address: str, field: str, placements: tuple[str, ...], **options: Any) -> None:
     """Ask for the best next actions."""
-    options["identities"] = _pairs(options["identities"])
+    options["identities"] = _identities(options["identities"])
     options["context"] = _facts(options["context"])
     with _calling(address) as client:
         _show(field, client.decide(_counted(placements), **options))
@@ -86,7 +87,7 @@ def profile(address: str, field: str, identity: str, profile_id: str, at_least_l
     """Show one golden record."""
     with _calling(address) as client:
         reply = client.get_profile(
-            profile_id=profile_id, identity=_pair(identity), at_least_lsn=at_least_lsn, timeline_page_size=timeline
+            profile_id=profile_id, identity=_identity(identity), at_least_lsn=at_least_lsn, timeline_page_size=timeline
         )
         _show(field, reply)
 
@@ -95,10 +96,11 @@ def profile(address: str, field: str, identity: str, profile_id: str, at_least_l
 @_ADDRESS
 @_FIELD
 @_IDENTITY
-def resolve(address: str, field: str, identities: tuple[str, ...]) -> None:
+@click.option("--at-least-lsn", type=_LSN, default=0, help="Answer from a state that includes this record.")
+def resolve(address: str, field: str, identities: tuple[str, ...], at_least_lsn: int) -> None:
     """Show where identities lead."""
     with _calling(address) as client:
-        _show(field, client.resolve_identity(_pairs(identities)))
+        _show(field, client.resolve_identity(_identities(identities), at_least_lsn=at_least_lsn))
 
 
 @click.command()
@@ -118,9 +120,10 @@ def link(
     from tsugi.v1.profile_service_pb2 import LinkVerdict
 
     verdict = LinkVerdict.LINK_VERDICT_DIFFERENT if different else LinkVerdict.LINK_VERDICT_SAME
+    left, right = _identities((identity, other))
     with _calling(address) as client:
         reply = client.link_identities(
-            _pairs((identity,))[0], _pairs((other,))[0], verdict, stated_by=stated_by,
+            left, right, verdict, stated_by=stated_by,
             request_id=request_id or uuid.uuid4().hex, validate_only=validate_only,
         )  # fmt: skip
         _show(field, reply)
@@ -141,7 +144,7 @@ def split(
     """Take identities out of a profile, with all that was recorded under them."""
     with _calling(address) as client:
         reply = client.split_profile(
-            profile_id, _pairs(identities), stated_by=stated_by, request_id=request_id or uuid.uuid4().hex,
+            profile_id, _identities(identities), stated_by=stated_by, request_id=request_id or uuid.uuid4().hex,
             validate_only=validate_only,
         )  # fmt: skip
         _show(field, reply)
@@ -164,13 +167,17 @@ def reviews(address: str, field: str, page_size: int, page_token: str) -> None:
 @click.option("--profile-id", default="", help="The server's own id of the person.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to; by default standard output.")
 def export_profile(address: str, identity: str, profile_id: str, out: Path | None) -> None:
-    """Write all that is known of one person as JSON."""
+    """Write all that is known of one person as JSON; a file that this makes is its owner's alone."""
     with _calling(address) as client:
-        document = client.export_profile(profile_id=profile_id, identity=_pair(identity))
+        document = client.export_profile(profile_id=profile_id, identity=_identity(identity))
     if out is None:
         click.echo(document.decode())
-    else:
-        out.write_bytes(document)
+        return
+    try:
+        with open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(document)
+    except OSError as error:
+        _fail({"message": f"{out} cannot be written: {error.strerror}"})
 
 
 @click.command()
@@ -185,15 +192,58 @@ def erase(address: str, field: str, identity: str, profile_id: str, request_id: 
     from tsugi.v1.profile_service_pb2 import ErasureState
 
     with _calling(address) as client:
-        accepted = client.erase_profile(request_id or uuid.uuid4().hex, profile_id=profile_id, identity=_pair(identity))
+        accepted = client.erase_profile(
+            request_id or uuid.uuid4().hex, profile_id=profile_id, identity=_identity(identity)
+        )
         until = time.monotonic() + wait_s
         reply = client.get_erasure(accepted.erasure_id)
         while reply.state != ErasureState.ERASURE_STATE_FULFILLED and time.monotonic() < until:
             time.sleep(ERASURE_POLL_S)
             reply = client.get_erasure(accepted.erasure_id)
         if reply.state != ErasureState.ERASURE_STATE_FULFILLED:
-            click.echo(f"accepted, not fulfilled yet: erasure {accepted.erasure_id}", err=True)
-        _show(field, reply)
+            later = f"tsugi get-erasure {accepted.erasure_id}"
+            click.echo(f"accepted, not fulfilled yet; for the receipt ask later: {later}", err=True)
+        elif not reply.receipt.erased_records:
+            click.echo("nobody was known by this identity; there was nothing to erase", err=True)
+        _show(field, reply, with_zeros=True)
+
+
+@click.command("get-erasure")
+@_ADDRESS
+@_FIELD
+@click.argument("erasure_id")
+def get_erasure(address: str, field: str, erasure_id: str) -> None:
+    """Show how far an erasure has come, and the signed receipt once nothing is left."""
+    with _calling(address) as client:
+        _show(field, client.get_erasure(erasure_id), with_zeros=True)
+
+
+@click.command("verify-receipt")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--public-key", required=True, metavar="HEX", help="The key that the installation published.")
+def verify_receipt(file: Path, public_key: str) -> None:
+    """Exit 0 when a receipt, as erase or get-erasure printed it, was signed with a key; 1 when it was not."""
+    from cryptography.exceptions import InvalidSignature
+
+    from server.outcomes import eraser
+    from tsugi.v1.profile_service_pb2 import ErasureReceipt
+
+    try:
+        key = bytes.fromhex(public_key)
+    except ValueError:
+        raise click.BadParameter("64 hexadecimal digits are expected", param_hint="--public-key") from None
+    try:
+        told = json.loads(file.read_bytes())
+        receipt = json_format.ParseDict(told.get("receipt", told), ErasureReceipt())
+    except (ValueError, AttributeError, json_format.ParseError, RecursionError):
+        _fail({"message": f"{file.name} holds no receipt as erase prints it"})
+    if receipt.public_key != key:
+        _fail({"message": f"it was signed with another key: {receipt.public_key.hex() or 'none'}"})
+    try:
+        eraser.verify_receipt(receipt)
+    except (InvalidSignature, ValueError):
+        _fail({"message": "its signature does not fit: it was altered, or is none"})
+    click.echo(f"erasure {receipt.erasure_id}, {receipt.erased_records} records: signed with this key, and unaltered")
 
 
 @click.command("audit-sources")
@@ -205,7 +255,7 @@ def audit_sources(address: str, field: str, as_json: bool) -> None:
     with _calling(address) as client:
         reply = client.audit_sources()
     if as_json or field:
-        _show(field, reply)
+        _show(field, reply, with_zeros=True)
         return
     from server.audit_tables import print_audit
 
@@ -218,7 +268,7 @@ def audit_sources(address: str, field: str, as_json: bool) -> None:
 def count_people(address: str, field: str) -> None:
     """Show how many people there are, in each segment and at each stage of the journey."""
     with _calling(address) as client:
-        _show(field, client.count_people())
+        _show(field, client.count_people(), with_zeros=True)
 
 
 @click.command()
@@ -242,7 +292,7 @@ def ingest(
         record = source_record(
             record_id or uuid.uuid4().hex,
             source,
-            _pairs(identities),
+            _identities(identities),
             attributes=_facts(attributes),
             event=event(event_type, _facts(properties)) if event_type else None,
         )
@@ -370,9 +420,9 @@ def health(address: str) -> None:
 
 
 ALL: tuple[click.Command, ...] = (
-    decide, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase, audit_sources,
-    count_people, push_catalog, get_catalog, list_catalogs, rollback_catalog, push_model,
-    list_models, assign_champion, rollback_champion, health,
+    decide, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase,
+    get_erasure, verify_receipt, audit_sources, count_people, push_catalog, get_catalog, list_catalogs,
+    rollback_catalog, push_model, list_models, assign_champion, rollback_champion, health,
 )  # fmt: skip
 
 
@@ -389,7 +439,7 @@ def _calling(address: str) -> Iterator[Client]:
             {
                 "code": error.code.name,
                 "reason": error.reason,
-                "message": error.message,
+                "message": f"no server answers at {address}: {error.message}" if error.is_unanswered else error.message,
                 "metadata": error.metadata,
                 "violations": [{"field": path, "description": text} for path, text in error.violations],
             }
@@ -398,15 +448,37 @@ def _calling(address: str) -> Iterator[Client]:
         raise click.UsageError("arguments must be text in UTF-8") from None
 
 
-def _show(path: str, message: Message) -> None:
-    """Print a reply as JSON, or one value of it: a text as it stands, anything else as JSON."""
-    value: Any = _by_name(json_format.MessageToDict(message), message)
-    for step in path.split(".") if path else ():
+def _show(path: str, message: Message, *, with_zeros: bool = False) -> None:
+    """Print a reply as JSON, or one value of it: a text as it stands, anything else as JSON.
+
+    Zeros and what is empty are left out where nobody asks for them: of a whole reply unless ``with_zeros``.
+    """
+    try:
+        value = _value(_as_json(message, with_zeros=with_zeros), path)
+    except LookupError:
         try:
-            value = value[int(step)] if isinstance(value, list) else value[step]
-        except (LookupError, ValueError, TypeError):
+            value = _value(_as_json(message, with_zeros=True), path)
+        except LookupError:
             raise click.ClickException(f"the reply has no field {path!r}") from None
     click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _as_json(message: Message, *, with_zeros: bool) -> dict[str, Any]:
+    return _by_name(json_format.MessageToDict(message, always_print_fields_with_no_presence=with_zeros), message)
+
+
+def _value(told: Any, path: str) -> Any:
+    """Return what a path leads to.
+
+    Raises:
+        LookupError: it leads nowhere.
+    """
+    for step in path.split(".") if path else ():
+        try:
+            told = told[int(step)] if isinstance(told, list) else told[step]
+        except (ValueError, TypeError) as error:
+            raise LookupError(path) from error
+    return told
 
 
 def _by_name(told: dict[str, Any], message: Message) -> dict[str, Any]:
@@ -427,8 +499,13 @@ def _fail(told: dict[str, object]) -> NoReturn:
     sys.exit(1)
 
 
-def _pair(text: str) -> tuple[str, str] | None:
-    return _pairs((text,))[0] if text else None
+def _identity(text: str) -> tuple[str, str] | None:
+    return _identities((text,))[0] if text else None
+
+
+def _identities(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Read identities; blanks around a value are no part of it, as in files."""
+    return [(name, value.strip()) for name, value in _pairs(texts)]
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

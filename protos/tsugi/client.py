@@ -123,6 +123,11 @@ class CallError(Exception):
         self.violations = list(violations)
         self.retry_delay_s = retry_delay_s
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether no server was heard of, or none in time; it may have done what it was asked."""
+        return not self.reason and self.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+
     @classmethod
     def of(cls, error: grpc.RpcError) -> Self:
         """Read what gRPC raised."""

@@ -5,6 +5,7 @@ Every fault is found at once, each with its path in the mapping and the name tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -15,6 +16,10 @@ from tsugi.v1.catalog_pb2 import Attribute, AttributeType, Catalog, Source
 
 IDENTITIES_MAX: Final = 16
 CONSENTS_MAX: Final = 64
+
+_DELIMITERS: Final = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z_ .-]{0,63}")
+_NO_NAME: Final = re.compile(r"^\s*\d|[@\"'{}]")  # a number, a date, an address, quoted text, JSON
 
 _BOOL: Final = AttributeType.ATTRIBUTE_TYPE_BOOL
 _SPLIT: Final = frozenset({AttributeType.ATTRIBUTE_TYPE_SET, AttributeType.ATTRIBUTE_TYPE_VECTOR})
@@ -43,14 +48,31 @@ def check_columns(mapping: Mapping, columns: Sequence[str] | None, file_name: st
     if columns is None:
         return
     faults = []
-    for column, path in mapping.columns().items():
+    wanted = mapping.columns()
+    only = columns[0] if len(columns) == 1 and columns[0] not in wanted else ""
+    mark = max(_DELIMITERS, key=only.count)
+    if mark in only and not only.startswith("{"):
+        told = f"the header of {file_name} is one cell, with {_DELIMITERS[mark]} in it; state csv.delimiter"
+        raise refused("the mapping", [Violation("csv.delimiter", told)])
+    names = _names(columns)
+    if not names and not set(columns) & wanted.keys():
+        told = f"it does not look like a header, with columns that the mapping reads, such as {next(iter(wanted))!r}"
+        raise refused(file_name, [Violation(f"{file_name}:1", told)])
+    for column, path in wanted.items():
         count = columns.count(column)
         if count == 0:
-            faults.append(Violation(path, f"{file_name} has no column {column!r}{meant(column, columns)}"))
+            faults.append(Violation(path, f"{file_name} has no column {column!r}{meant(column, names)}"))
         elif count > 1:
             faults.append(Violation(path, f"{file_name} has {count} columns {column!r}; rename all but one"))
     if faults:
         raise refused("the mapping", faults)
+
+
+def _names(columns: Sequence[str]) -> list[str]:
+    """Return what may be repeated of a first row: nothing where it may be somebody's data in place of a header."""
+    if any(_NO_NAME.search(column) for column in columns):
+        return []
+    return [column for column in columns if _NAME.fullmatch(column)]
 
 
 class _Check:

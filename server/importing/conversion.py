@@ -33,8 +33,8 @@ FLOAT32_MAX: Final = 3.4028234663852886e38
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _TRUE: Final = frozenset({"true", "1"})
+_DAYS: Final = {True: "31.12.1987", False: "12/31/1987"}  # as a mapping says that days are written
 _FALSE: Final = frozenset({"false", "0"})
-_INSTANT: Final = "an instant such as 2026-03-01T09:00:00Z is expected, of a day that exists"
 
 
 def setter(attribute: Attribute, column: FactColumn, form: Form, currency: str) -> Setter:
@@ -98,8 +98,9 @@ def fill_time(timestamp: Timestamp, cell: Any, form: Form) -> None:
     else:
         us = None
     if us is None:
-        hint = "" if form.day_first is not None else "; state csv.dayFirst for days like 03/04/2026"
-        raise RowFault(_INSTANT + hint)
+        hint = "; state csv.dayFirst for days like 03/04/2026" if form.day_first is None else ""
+        example = "2026-03-01T09:00:00Z" if form.day_first is None else _DAYS[form.day_first]
+        raise RowFault(f"an instant such as {example} is expected, of a day that exists{hint}")
     timestamp.seconds, rest_us = divmod(us, 1_000_000)
     timestamp.nanos = rest_us * 1_000
 
@@ -113,11 +114,14 @@ def _number_of(attribute: Attribute, _: FactColumn, form: Form, __: str) -> Sett
     least = attribute.minimum if attribute.HasField("minimum") else -math.inf
     most = attribute.maximum if attribute.HasField("maximum") else math.inf
     decimal = form.decimal
+    bounds = f"from {least:g} to {most:g}"
+    if math.isinf(least) or math.isinf(most):
+        bounds = f"of {least:g} or more" if math.isinf(most) else f"of {most:g} or less"
 
     def put(value: Value, cell: Any) -> None:
         amount = _plain_number(cell, decimal)
         if not least <= amount <= most:
-            raise RowFault(f"a number from {least:g} to {most:g} is expected")
+            raise RowFault(f"a number {bounds} is expected")
         value.number_value = amount
 
     return put
@@ -134,8 +138,10 @@ def _plain_number(cell: Any, decimal: str) -> float:
     else:
         amount = None
     if amount is None or not math.isfinite(amount):
-        how = "; state csv.decimal for thousands separators or a decimal comma" if isinstance(cell, str) else ""
-        raise RowFault(f"a number such as 1234.5 is expected{'' if decimal else how}")
+        is_unsettled = isinstance(cell, str) and "," in cell and not decimal
+        how = "; state csv.decimal for thousands separators or a decimal comma" if is_unsettled else ""
+        example = "1234,5" if decimal == "," else "1234.5"
+        raise RowFault(f"a number such as {example} is expected{how}")
     return amount
 
 
@@ -197,7 +203,7 @@ def _birth_date(day_first: bool) -> Setter:
         elif isinstance(cell, date):
             value.text_value = cell.isoformat()[:10]
         else:
-            raise RowFault("a day such as 1987-04-12 is expected, one that exists")
+            raise RowFault(f"a day such as {_DAYS[day_first]} is expected, one that exists")
 
     return put
 

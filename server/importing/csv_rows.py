@@ -19,6 +19,8 @@ from typing import Final
 from server.importing.faults import Fault, RejectReason
 from server.importing.rows import (
     FIELD_BYTES_MAX,
+    MESSAGE,
+    REASON,
     RECORD_ID,
     RESERVED,
     ROW,
@@ -27,7 +29,9 @@ from server.importing.rows import (
     Lines,
     Place,
     Row,
+    fault_of_not_kept,
     header_fault,
+    undecodable,
 )
 
 _LOST: Final = ("\ufffd", "\\ufffd")  # stands in a rejects file for bytes that are no text; the second in cp1252
@@ -68,8 +72,7 @@ class CsvRows:
         self._own = [i for i, name in enumerate(header) if name not in RESERVED]
         self.columns: list[str] | None = [header[i] for i in self._own]
         self._n_cells = len(header)
-        self._record_id = header.index(RECORD_ID) if RECORD_ID in header else -1
-        self._row = header.index(ROW) if ROW in header else -1
+        self._reserved = {name: header.index(name) for name in RESERVED if name in header}
         self._is_plain = len(self._own) == len(header)
 
     def read(self, start: Place) -> Iterator[Row]:
@@ -106,15 +109,23 @@ class CsvRows:
         self._lines.seek(self._place.at)
         try:
             header = next(self._reader(), [])
-        except (csv.Error, _TooLongError):
-            raise header_fault(path, "the first row is no header: its quotes or its length are wrong") from None
+        except (csv.Error, _TooLongError) as error:
+            if self._is_damaged or any(b"\0" in raw for raw, _ in self._taken):
+                raise self._undecodable_header(path) from None
+            told = "its quotes, its length or csv.delimiter are wrong"
+            told = _told(error) if "new-line" in str(error) else told
+            raise header_fault(path, f"the first row is no header: {told}") from None
         if not any(header):
             raise header_fault(path, "the first row is empty where the header is expected")
         if self._is_damaged or "\0" in "".join(header):
-            hint = "; is it utf-16?" if self.encoding == "utf-8" else ""
-            raise header_fault(path, f"the header is not in {self.encoding}; state csv.encoding in the mapping{hint}")
+            raise self._undecodable_header(path)
         self._pass()
         return header
+
+    def _undecodable_header(self, path: Path) -> Exception:
+        is_wide = any(b"\0" in raw for raw, _ in self._taken) and not self.encoding.startswith("utf-16")
+        hint = "utf-16" if is_wide else "latin-1" if self.encoding == "utf-8" else "utf-8"
+        return header_fault(path, f"the header is not in {self.encoding}; state csv.encoding, such as {hint}")
 
     def _reader(self) -> Iterator[list[str]]:
         return iter(csv.reader(self._feed(), delimiter=self.delimiter, strict=True))
@@ -155,13 +166,16 @@ class CsvRows:
 
     def _resent(self, cells: list[str], line: int, raw: bytes) -> Row:
         """Read a row of a rejects file: its own cells, or where they are empty the text in _row."""
-        record_id = cells[self._record_id] if self._record_id >= 0 else ""
-        text = cells[self._row] if self._row >= 0 else ""
+        stated = {name: cells[i] for name, i in self._reserved.items()}
+        record_id, text = stated.get(RECORD_ID, ""), stated.get(ROW, "")
         own: list[str] | None = [cells[i] for i in self._own]
         fault = self._too_long(own) if own and len(raw) > FIELD_BYTES_MAX else None
-        if own is not None and text and not any(own):
-            raw = text.encode(self.encoding, "replace")
-            own, fault = self._reread(text)
+        if own is not None and not any(own):
+            if text:
+                raw = text.encode(self.encoding, "replace")
+                own, fault = self._reread(text)
+            else:
+                fault = fault_of_not_kept(stated.get(REASON, ""), stated.get(MESSAGE, ""))
         return Row(line, self._place.at, self._place.line, own, fault, raw, record_id)
 
     def _reread(self, text: str) -> tuple[list[str] | None, Fault | None]:
@@ -220,7 +234,7 @@ class CsvRows:
 
     def _undecodable(self, cells: list[str]) -> Fault:
         column = next((i for i, cell in enumerate(cells) if "\ufffd" in cell), -1)
-        return Fault(RejectReason.ENCODING_INVALID, self._name(column), f"bytes that are not {self.encoding}")
+        return undecodable(self._name(column), self.encoding)
 
     def _too_long(self, cells: list[str]) -> Fault | None:
         for i, cell in enumerate(cells):

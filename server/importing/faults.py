@@ -29,6 +29,20 @@ class Fault(NamedTuple):
     reason: str  # a RejectReason, or an ErrorReason of the server without its prefix
     column: str  # empty: the row as a whole
     message: str  # what would be right; for people
+    further: tuple[Fault, ...] = ()  # what else is wrong with the row; it is counted under the first
+
+    def columns(self) -> str:
+        """Return every column at fault, each once."""
+        return ", ".join(dict.fromkeys(each.column for each in (self, *self.further) if each.column))
+
+    def told(self) -> str:
+        """Return what would be right, of every fault."""
+        if not self.further:
+            return self.message
+        each = [
+            f"{fault.column}: {fault.message}" if fault.column else fault.message for fault in (self, *self.further)
+        ]
+        return "; ".join(each)
 
 
 class RowFault(Exception):  # noqa: N818  # not an error of the program: caught beside its row and told as a Fault
@@ -44,21 +58,32 @@ class RowFault(Exception):  # noqa: N818  # not an error of the program: caught 
         self.column = column
         self.reason = reason
 
-    def told(self) -> Fault:
-        """Return it as a fault of its row."""
-        return Fault(self.reason, self.column, str(self))
+    def told(self, column: str = "") -> Fault:
+        """Return it as a fault of its row, and of a column where it knows of none itself."""
+        return Fault(self.reason, self.column or column, str(self))
 
 
 class ImportStopped(Exception):  # noqa: N818  # a state an import comes to, mended from outside
-    """The import cannot go on, and nothing is wrong with its rows; the same command goes on where it stood."""
+    """The import cannot go on, and nothing is wrong with its rows; the same command goes on where it stood.
+
+    Attributes:
+        is_unanswered: because no server answers.
+    """
+
+    def __init__(self, message: str, *, is_unanswered: bool = False) -> None:
+        super().__init__(message)
+        self.is_unanswered = is_unanswered
+
+
+class ImportRunning(ImportStopped):
+    """Another import of the same file is under way; nothing was begun."""
 
 
 def refused(subject: str, violations: list[Violation]) -> TsugiError:
-    """Build the refusal of a mapping or file before its first row is read, with every fault."""
-    first = violations[0]
+    """Build the refusal of a mapping or file before its first row is read; every fault is one of its violations."""
     return TsugiError(
         ErrorReason.ERROR_REASON_FIELD_INVALID,
-        f"{subject} has {len(violations)} faults, first {first.path or 'the document'}: {first.description}",
+        f"{subject} is refused{f' for {len(violations)} faults' if len(violations) > 1 else ''}",
         violations=violations,
         faults=len(violations),
     )

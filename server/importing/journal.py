@@ -46,14 +46,14 @@ class Tally(msgspec.Struct, forbid_unknown_fields=True):
     faults: list[FaultCount] = []
 
     def reject(self, line: int, fault: Fault) -> None:
-        """Count a rejected row."""
+        """Count a rejected row, by the first of its faults."""
         self.rejected += 1
         for known in self.faults:
-            if (known.reason, known.column, known.message) == fault:
+            if (known.reason, known.column, known.message) == fault[:3]:
                 known.count += 1
                 return
         if len(self.faults) < KINDS_MAX:
-            self.faults.append(FaultCount(*fault, 1, line))
+            self.faults.append(FaultCount(fault.reason, fault.column, fault.message, 1, line))
             return
         if self.faults[-1].message != _OTHERS:
             self.faults.append(FaultCount("", "", _OTHERS, 0, line))
@@ -117,12 +117,17 @@ def load(path: Path) -> Journal | None:
 def save(path: Path, journal: Journal) -> None:
     """Write a journal; it is on disk on return. Cost: two syncs, some milliseconds."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("wb") as stream:
+    with open(unfinished, "wb", opener=private) as stream:  # Path.open takes no opener
         stream.write(msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
     unfinished.replace(path)
     sync_folder(path.parent)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file, for ``open``; one that is made by it is its owner's alone, for it is about people."""
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:

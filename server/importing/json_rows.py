@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from server.importing.faults import Fault, RejectReason, RowFault
 from server.importing.rows import (
     FIELD_BYTES_MAX,
+    MESSAGE,
+    REASON,
     RECORD_ID,
     RESERVED,
     ROW,
@@ -21,6 +23,8 @@ from server.importing.rows import (
     Place,
     Row,
     decoded,
+    fault_of_not_kept,
+    undecodable,
 )
 
 
@@ -71,14 +75,17 @@ class JsonRows:
         try:
             text, is_whole = decoded(raw, self.encoding)
             if not is_whole:
-                raise RowFault(f"bytes that are not {self.encoding}", "", RejectReason.ENCODING_INVALID)
+                return Row(line, at, line, None, undecodable("", self.encoding), raw, "")
             cells = self._parsed(text)
             if any(name in cells for name in RESERVED):
                 row, record_id = cells.get(ROW), str(cells.get(RECORD_ID) or "")
+                reason, message = str(cells.get(REASON) or ""), str(cells.get(MESSAGE) or "")
                 cells = {name: value for name, value in cells.items() if name not in RESERVED}
                 if not cells and isinstance(row, str):
                     raw, cells = row.encode(self.encoding, "replace"), None
                     cells = self._reread(row)
+                elif not cells:
+                    fault = fault_of_not_kept(reason, message)
             if len(raw) > FIELD_BYTES_MAX:
                 fault = _too_long(cells)
         except RowFault as told:
@@ -95,7 +102,8 @@ class JsonRows:
         try:
             tree = self._decoder.decode(text)
         except (ValueError, RecursionError) as error:
-            raise RowFault(_told(error), "", RejectReason.ROW_MALFORMED) from None
+            hint = "; state csv.encoding, such as utf-16" if "\0" in text and self.encoding == "utf-8" else ""
+            raise RowFault(_told(error) + hint, "", RejectReason.ROW_MALFORMED) from None
         if not isinstance(tree, dict):
             raise RowFault("an object {…} is expected", "", RejectReason.ROW_MALFORMED)
         return tree

@@ -4,7 +4,7 @@ It has the form of the file the rows came from (of Parquet: JSON lines), so that
 same mapping; the columns added here are passed over then. A row that could be read stands in its own columns. One that
 could not stands as text in ``_row`` with its own columns empty: corrected there, or filled into the columns, it can be
 sent as well, and left as it is it is rejected again instead of going in by half. Rows above 64 KiB that cannot be read
-are not copied; their line says where they are.
+are not copied; their message says where they are. The file holds what people's rows hold: its owner alone can read it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from server.importing.faults import Fault
-from server.importing.journal import sync_folder
+from server.importing.journal import private, sync_folder
 from server.importing.rows import (
     COLUMN,
     FIELD_BYTES_MAX,
@@ -31,6 +33,7 @@ from server.importing.rows import (
     Row,
     Rows,
     decoded,
+    not_kept,
 )
 
 _UTF16_MARK: Final = b"\xff\xfe"
@@ -46,12 +49,14 @@ class Rejects:
 
     Args:
         path: made with the first row.
+        source: the file the rows come from.
         rows: the file whose rows are rejected.
         size: its length up to which it stands; what lies behind is cut off.
     """
 
-    def __init__(self, path: Path, rows: Rows, size: int) -> None:
+    def __init__(self, path: Path, source: Path, rows: Rows, size: int) -> None:
         self._path = path
+        self._source = source
         self._rows = rows
         self._encoding = rows.encoding.replace("utf-16-be", "utf-16-le")
         self._file: BinaryIO | None = None
@@ -81,7 +86,7 @@ class Rejects:
     def _write(self, text: str) -> None:
         if self._file is None:
             is_new = not self._path.exists()
-            self._file = self._path.open("ab")
+            self._file = open(self._path, "ab", opener=private)  # noqa: SIM115  # closed by close
             if is_new:
                 sync_folder(self._path.parent)
         data = text.encode(self._encoding, "backslashreplace")
@@ -94,7 +99,7 @@ class Rejects:
 
     def _csv_row(self, row: Row, fault: Fault, record_id: str) -> str:
         own = row.cells if isinstance(row.cells, Sequence) else [""] * len(self._rows.columns or ())
-        told = _told(row, fault, record_id, self._rows.encoding)
+        told = self._told(row, fault, record_id)
         return self._csv_line([*own, *(str(told.get(name, "")) for name in RESERVED)])
 
     def _csv_line(self, cells: Sequence[str]) -> str:
@@ -104,7 +109,7 @@ class Rejects:
 
     def _json_row(self, row: Row, fault: Fault, record_id: str) -> str:
         is_ascii = not self._encoding.startswith("utf")
-        told = json.dumps(_told(row, fault, record_id, self._rows.encoding), ensure_ascii=is_ascii)
+        told = json.dumps(self._told(row, fault, record_id), ensure_ascii=is_ascii)
         if not isinstance(row.cells, Mapping):
             return told + "\n"
         own = self._object(row, row.cells, is_ascii)
@@ -116,17 +121,31 @@ class Rejects:
         text = text.strip()
         if text.startswith("{") and not any(f'"{name}"' in text for name in RESERVED) and "\n" not in text:
             return text
-        return json.dumps(cells, ensure_ascii=is_ascii, default=str)
+        return json.dumps(_jsonable(cells), ensure_ascii=is_ascii, default=str)
+
+    def _told(self, row: Row, fault: Fault, record_id: str) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            LINE: row.line,
+            COLUMN: fault.columns(),
+            REASON: fault.reason,
+            MESSAGE: fault.told(),
+            RECORD_ID: record_id,
+        }
+        if row.cells is None and 0 < len(row.raw) <= FIELD_BYTES_MAX:
+            told[ROW] = decoded(row.raw, self._rows.encoding)[0].rstrip("\r\n")
+        elif row.cells is None:
+            told[MESSAGE] += f"; {not_kept(row.line, self._source.name)}"
+        return told
 
 
-def _told(row: Row, fault: Fault, record_id: str, encoding: str) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        LINE: row.line,
-        COLUMN: fault.column,
-        REASON: fault.reason,
-        MESSAGE: fault.message,
-        RECORD_ID: record_id,
-    }
-    if row.cells is None and len(row.raw) <= FIELD_BYTES_MAX:
-        told[ROW] = decoded(row.raw, encoding)[0].rstrip("\r\n")
-    return told
+def _jsonable(value: Any) -> Any:
+    """Return a value of Parquet as JSON has it: numbers stay numbers, and what JSON has no number for is text."""
+    if isinstance(value, Mapping):
+        return {name: _jsonable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(each) for each in value]
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Decimal):
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
+    return value

@@ -9,12 +9,13 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeAlias
 
 from server.errors import Violation
-from server.importing.faults import Fault, refused
+from server.importing.faults import Fault, RejectReason, refused
 
 FIELD_BYTES_MAX: Final = 64 * 1024
 ROW_BYTES_MAX: Final = 1024 * 1024
@@ -25,6 +26,9 @@ SEARCH_BYTES_MAX: Final = 16 * 1024 * 1024
 # What the importer adds in a rejects file and passes over in a file it reads; _row holds a row that could not be read.
 LINE, COLUMN, REASON, MESSAGE, RECORD_ID, ROW = "_line", "_column", "_reason", "_message", "_record_id", "_row"
 RESERVED: Final = (LINE, COLUMN, REASON, MESSAGE, RECORD_ID, ROW)
+
+_NOT_KEPT: Final = re.compile(r"line \d+ is too long to be kept here; correct it in .{1,255}$")
+_UNREADABLE: Final = frozenset({RejectReason.ROW_MALFORMED, RejectReason.ROW_TOO_LONG, RejectReason.ENCODING_INVALID})
 
 Cells: TypeAlias = "Sequence[str] | Mapping[str, Any]"
 
@@ -168,6 +172,32 @@ def decoded(raw: bytes, encoding: str) -> tuple[str, bool]:
         return raw.decode(encoding), True
     except UnicodeDecodeError:
         return raw.decode(encoding, "replace"), False
+
+
+def not_kept(line: int, file_name: str) -> str:
+    """Return what a rejects file says in place of a row too long to be copied."""
+    return f"line {line} is too long to be kept here; correct it in {file_name}"
+
+
+def fault_of_not_kept(reason: str, message: str) -> Fault | None:
+    """Return the fault of a row of a rejects file that has neither cells nor text; None where it never had any.
+
+    Args:
+        reason: as the rejects file has it.
+        message: the same; where it says which line was not kept, that is said again.
+    """
+    if reason not in _UNREADABLE:
+        return None
+    found = _NOT_KEPT.search(message)
+    told = found[0] if found else "the row is not here, it was too long; correct it in the file it came from"
+    return Fault(RejectReason.ROW_TOO_LONG, "", told)
+
+
+def undecodable(column: str, encoding: str) -> Fault:
+    """Return the fault of a row whose bytes are no text."""
+    hint = "latin-1" if encoding == "utf-8" else "utf-8"
+    told = f"bytes that are not {encoding}; state csv.encoding, such as {hint}"
+    return Fault(RejectReason.ENCODING_INVALID, column, told)
 
 
 def header_fault(path: Path, description: str) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from server.importing import journal as journals
 from server.importing.building import Builder
 from server.importing.checking import check_columns
 from server.importing.csv_rows import CsvRows
-from server.importing.faults import Fault, ImportStopped, refused
+from server.importing.faults import Fault, ImportRunning, ImportStopped, refused
 from server.importing.journal import Journal, Tally
 from server.importing.json_rows import JsonRows
 from server.importing.mapping import Form, Mapping, meant
@@ -165,7 +166,7 @@ def _import(
         journals.save(opened.journal_path, journal)
     if journal.is_finished:
         return Outcome(journal.tally, path if path.exists() else None, True)
-    rejects = Rejects(path, opened.rows, journal.rejects_bytes)
+    rejects = Rejects(path, opened.path, opened.rows, journal.rejects_bytes)
     # Whose value stands is settled by observation times, or where there are none by the order of arrival.
     sender = Sender(destination, BATCHES_AT_ONCE if mapping.observation_time else 1, pause)
     try:
@@ -190,6 +191,9 @@ class _Run:
         self._rows = opened.rows
         self._journal_path = opened.journal_path
         self._builder = builder
+        # In a dry run nobody answers; what the server would refuse is found here, as far as it can be.
+        now_us = time.time_ns() // 1_000
+        self._build = builder.build if sender is not None else lambda row: builder.try_out(row, now_us)
         self._journal = journal
         self._tally = journal.tally
         self._sender = sender
@@ -223,7 +227,7 @@ class _Run:
     def _batches(self) -> Iterator[list[tuple[Row, SourceRecord | Fault]]]:
         items: list[tuple[Row, SourceRecord | Fault]] = []
         n_bytes = 0
-        build = self._builder.build
+        build = self._build
         unreadable: Exception | None = None
         try:
             for row in self._rows.read(Place(self._journal.at, self._journal.line)):
@@ -302,6 +306,6 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ImportStopped(f"{os.fspath(path.name)} is being imported already") from None
+        raise ImportRunning(f"{os.fspath(path.name)} is being imported already") from None
     except OSError:  # a file system without locks
         return

@@ -69,7 +69,8 @@ class Sender:
                 response = self._destination.ingest_records(records, timeout_s=CALL_S_MAX)
             except CallError as error:
                 if error.code.name not in _PASSING or spent_s >= REPEATED_S_MAX:
-                    raise ImportStopped(f"the server does not take records: {error}") from error
+                    told = f"the server does not take records: {error}"
+                    raise ImportStopped(told, is_unanswered=error.is_unanswered) from error
                 wait_s = min(max(error.retry_delay_s, pause_s), REPEATED_S_MAX)
                 spent_s += wait_s + (CALL_S_MAX if error.code.name == "DEADLINE_EXCEEDED" else 0.0)
                 if self._pause(wait_s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from server.__main__ import main
-from tests.support.running import Server, command, serving, told
+from tests.support.running import Server, command, serving, told, until
 from training.fit import MODELS_FOLDER
 
 pytestmark = pytest.mark.slow
@@ -39,12 +40,12 @@ def catalog(running: Server) -> Any:
     return asked(running, "push-catalog", CATALOG)
 
 
-def asked(server: Server, *arguments: str) -> Any:
-    """Run a command that is answered, and return its answer."""
+def asked(server: Server, *arguments: str, text: bool = False) -> Any:
+    """Run a command that is answered, and return its answer, as JSON or as the text it is."""
     ended = CliRunner(env={"TSUGI_ADDRESS": server.address}).invoke(main, list(arguments))
     assert ended.exit_code == 0, ended.output
     assert ended.stderr == ""
-    return json.loads(ended.stdout)
+    return ended.stdout if text else json.loads(ended.stdout)
 
 
 def refused(server: Server, *arguments: str) -> Any:
@@ -180,4 +181,54 @@ def test_program_itself_answers_refuses_and_survives_odd_bytes(server: Server, c
 def test_server_that_is_not_there_is_told() -> None:
     ended = CliRunner(env={"TSUGI_ADDRESS": "127.0.0.1:1"}).invoke(main, ["list-models"])
     assert ended.exit_code == 1
-    assert json.loads(ended.stderr)["code"] in {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+    answer = json.loads(ended.stderr)
+    assert answer["code"] in {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+    assert answer["message"].startswith("no server answers at 127.0.0.1:1")
+
+
+def test_field_that_is_empty_is_printed_and_one_that_is_none_is_not(server: Server, catalog: Any) -> None:
+    assert asked(server, "list-models", "--field", "nextPageToken", text=True) == "\n"
+    decided = ("decide", "--placement", "home_banner:2", "--preview", "--field")
+    assert asked(server, "reviews", "--field", "reviews") == []
+    assert asked(server, *decided, "slots.0.position") == 0
+    ended = CliRunner(env={"TSUGI_ADDRESS": server.address}).invoke(main, [*decided, "degradation"])
+    assert (ended.exit_code, "has no field" in ended.stderr) == (1, True)
+    people = asked(server, "count-people")
+    assert all("people" in each for each in (people, *people["segments"], *people["stages"]))
+
+
+def test_blanks_around_an_identity_are_no_part_of_it(server: Server, catalog: Any) -> None:
+    lsn = asked(server, "ingest", "--identity", "customer_number= blank-1 ", "--source", "shop")["lsn"]
+    resolve = ("resolve", "--identity", "customer_number=blank-1", "--at-least-lsn", lsn)
+    assert asked(server, *resolve)["resolved"][0]["state"] == "IDENTITY_STATE_LEADS"
+
+
+def test_export_is_its_owners_alone_and_a_folder_that_is_missing_is_told(
+    server: Server, catalog: Any, tmp_path: Path
+) -> None:
+    identity = ("--identity", "customer_number=export-1")
+    lsn = asked(server, "ingest", *identity, "--source", "shop")["lsn"]
+    asked(server, "profile", *identity, "--at-least-lsn", lsn)
+    assert asked(server, "export", *identity, "--out", str(tmp_path / "one.json"), text=True) == ""
+    assert (tmp_path / "one.json").stat().st_mode & 0o777 == 0o600
+    assert "cannot be written" in refused(server, "export", *identity, "--out", str(tmp_path / "none" / "x"))["message"]
+
+
+def test_receipt_is_had_later_and_verified_by_its_key(server: Server, catalog: Any, tmp_path: Path) -> None:
+    runner = CliRunner(env={"TSUGI_ADDRESS": server.address})
+    begun = runner.invoke(main, ["erase", "--identity", "customer_number=unheard-of", "--wait-s", "0"])
+    told = begun.stderr.rpartition("tsugi get-erasure ")[2].strip()
+    if not told:  # it was faster than the first look
+        told = json.loads(begun.stdout)["receipt"]["erasureId"]
+    until(lambda: "FULFILLED" in asked(server, "get-erasure", told)["state"], "the receipt")
+    ended = runner.invoke(main, ["erase", "--identity", "customer_number=unheard-of"])
+    assert (ended.exit_code, "nobody was known by this identity" in ended.stderr) == (0, True)
+    reply = json.loads(ended.stdout)
+    assert reply["receipt"]["erasedRecords"] == "0"
+    key = base64.b64decode(reply["receipt"]["publicKey"]).hex()
+    receipt = tmp_path / "receipt.json"
+    receipt.write_text(ended.stdout)
+    assert "unaltered" in asked(server, "verify-receipt", str(receipt), "--public-key", key, text=True)
+    assert "another key" in refused(server, "verify-receipt", str(receipt), "--public-key", "00" * 32)["message"]
+    receipt.write_text(json.dumps(reply["receipt"] | {"erasedRecords": "7"}))
+    assert "altered" in refused(server, "verify-receipt", str(receipt), "--public-key", key)["message"]

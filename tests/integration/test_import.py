@@ -19,8 +19,11 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 
-from tests.support.running import WAIT_S_MAX, command, environment, serving
+from server.__main__ import main
+from server.importing import sending
+from tests.support.running import WAIT_S_MAX, command, environment, serving, until
 from tests.unit.importing.support import BY_LINE, EXAMPLE, MAPPING, Kept, catalog, shop_catalog
 from tsugi.client import CallError
 from tsugi.v1 import catalog_service_pb2, profile_service_pb2
@@ -32,13 +35,19 @@ N_ROWS = 6_000
 
 
 class Scripted:
-    """Answers as Kept does, and holds the n-th call back, after its records are on disk, until it is let go."""
+    """Answers as Kept does, and holds the n-th call back, after its records are on disk, until it is let go.
 
-    def __init__(self, held_call: int) -> None:
+    Args:
+        held_call: its number, from 0; -1: none.
+        down_from: the first call that finds no server.
+    """
+
+    def __init__(self, held_call: int, down_from: int) -> None:
         self.kept = Kept()
         self.is_held = threading.Event()
         self.let_go = threading.Event()
         self._held_call = held_call
+        self._down_from = down_from
         self._n_calls = 0
         self._lock = threading.Lock()
 
@@ -47,6 +56,8 @@ class Scripted:
     ) -> profile_service_pb2.IngestRecordsResponse:
         with self._lock:
             number, self._n_calls = self._n_calls, self._n_calls + 1
+        if number >= self._down_from:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "nobody there")
         response = self.kept.ingest_records(request.records, timeout_s=0.0)
         if number == self._held_call:
             self.is_held.set()
@@ -60,9 +71,9 @@ class Scripted:
 
 
 @contextmanager
-def scripted(held_call: int = -1) -> Iterator[tuple[Scripted, str]]:
+def scripted(held_call: int = -1, down_from: int = N_ROWS) -> Iterator[tuple[Scripted, str]]:
     server = grpc.server(ThreadPoolExecutor(8))
-    servicer = Scripted(held_call)
+    servicer = Scripted(held_call, down_from)
     ingest_records = grpc.unary_unary_rpc_method_handler(
         servicer.ingest_records,
         request_deserializer=profile_service_pb2.IngestRecordsRequest.FromString,
@@ -170,6 +181,34 @@ def test_exit_codes_tell_what_came_of_it(tmp_path: Path) -> None:
         assert shown.stderr == ""  # no bar where nobody looks
     exit_code, _, refusal = run("127.0.0.1:1", *arguments, good)
     assert (exit_code, refusal["code"]) == (1, "DEADLINE_EXCEEDED")
+    assert refusal["message"].startswith("no server answers at 127.0.0.1:1; start it")
+
+
+def test_server_that_is_lost_on_the_way_is_told_with_what_went_in_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "REPEATED_S_MAX", 0.0)
+    data = write(tmp_path / "crm.csv", "cust_no,age\n" + "".join(f"c{i},3\n" for i in range(1_200)))
+    arguments = ("--source", "crm", "--map", str(write(tmp_path / "map.yaml", BY_LINE)), str(data))
+    with scripted(down_from=1) as (_, address):
+        ended = CliRunner().invoke(main, ["import", "--address", address, *arguments])
+    assert ended.exit_code == 1
+    assert ended.stdout.startswith("crm.csv: 500 rows, 500 accepted, ")
+    told = f"no server answers at {address}; start it, and the same command goes on where it stopped"
+    assert json.loads(ended.stderr) == {"message": told}
+
+
+def test_import_of_a_file_that_is_being_imported_says_that_and_nothing_of_the_other_one(tmp_path: Path) -> None:
+    data = write(tmp_path / "crm.csv", "cust_no,age\nc1,3\n")
+    arguments = ("--source", "crm", "--map", write(tmp_path / "map.yaml", BY_LINE), data)
+    with scripted(held_call=0) as (servicer, address):
+        importer = subprocess.Popen(line_of(address, *arguments), stdout=subprocess.DEVNULL, cwd=ROOT)
+        try:
+            assert servicer.is_held.wait(WAIT_S_MAX)
+            assert run(address, *arguments) == (1, None, {"message": "crm.csv is being imported already"})
+        finally:
+            servicer.let_go.set()
+            assert importer.wait(WAIT_S_MAX) == 0
 
 
 def test_three_sources_come_together_into_one_person(tmp_path: Path) -> None:
@@ -184,7 +223,8 @@ def test_three_sources_come_together_into_one_person(tmp_path: Path) -> None:
             exit_code, told, refusal = run(server.address, "--source", source, "--map", mapping, files[name])
             assert (exit_code, refusal) == (0, None), told
             lsn = max(lsn, told["lsn"])
-        profile = client.get_profile(identity=("browser_id", "b-7f3a"), at_least_lsn=lsn, timeline_page_size=10)
+        until(lambda: client.audit_sources(at_least_lsn=lsn).applied_lsn >= lsn, "the projector gets there")
+        profile = client.get_profile(identity=("browser_id", "b-7f3a"), timeline_page_size=10)
         person = profile.profile
         assert {identity.namespace for identity in person.identities} == {"browser_id", "customer_number", "email"}
         assert person.attributes["age"].value.number_value == 37.0
@@ -211,8 +251,9 @@ def test_rejects_of_the_real_server_go_in_when_they_are_corrected(tmp_path: Path
         assert (fault["reason"], fault["column"]) == ("TIME_OUT_OF_RANGE", "updated_at")
         rejects = tmp_path / "orders.csv.rejects.csv"
         write(rejects, rejects.read_text().replace("9999-01-01", "2026-01-01"))
-        exit_code, told, _ = run(server.address, *arguments, rejects)
+        exit_code, told, _ = run(server.address, "--wait-s", str(WAIT_S_MAX), *arguments, rejects)
         assert (exit_code, told["accepted"]) == (0, 1)
+        assert told["applied_lsn"] >= told["lsn"] > 0, "it waited until profiles show it"
         found = client.get_profile(identity=("customer_number", "c2"), at_least_lsn=told["lsn"])
         assert found.profile.attributes["age"].value.number_value == 31.0
         with pytest.raises(CallError):

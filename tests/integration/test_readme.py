@@ -32,7 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def fed(told: str) -> None:
     """Check what the chapter on feeding says of its own commands."""
     assert "4 rows, 3 accepted, 0 known before, 1 rejected" in told
-    assert "  1 × VALUE_INVALID, column age: a number such as 1234.5 is expected; " in told
+    assert "  1 × VALUE_INVALID, column age: a number such as 1234.5 is expected (line 4)" in told
     assert "exit code 3" in told
     assert "corrected.csv: 1 rows, 1 accepted" in told
     bits = [round(float(each), 1) for each in re.findall(r'"weight": ([\d.]+)', told)]

@@ -81,6 +81,15 @@ def test_bad_cell_keeps_its_row_back_and_names_its_column(cells: dict[str, str],
     assert (fault.reason, fault.column) == (reason, column)
 
 
+def test_all_that_is_wrong_with_a_row_is_found_at_once_and_each_cell_once() -> None:
+    mapping = MAPPING.replace("occurrenceTime: {column: ordered_at}", "occurrenceTime: {column: updated_at}")
+    found = built(mapping, age="old", updated_at="soon", total="much", optin="maybe", order_no="")
+    assert isinstance(found, Fault)
+    assert found.columns() == "age, updated_at, total, optin, order_no"
+    assert len(found.further) == 4
+    assert found.told().startswith("age: a number such as 1234.5 is expected; updated_at: an instant such as ")
+
+
 def test_record_without_a_template_is_named_by_file_and_line_or_by_what_it_was_before() -> None:
     assert as_json(built(BY_LINE))["recordId"] == "digest:7"
     assert as_json(built(BY_LINE, record_id="older:3"))["recordId"] == "older:3"
@@ -114,7 +123,8 @@ attributes: {tags: {column: customer.tags}, age: {column: "flat.age"}, surname: 
 
 
 def test_refusal_of_the_server_is_told_with_its_column() -> None:
-    builder = Builder(load_mapping(MAPPING), catalog(), "crm", COLUMNS, "")
+    mapping = MAPPING.replace('withdrawn: ["no"]', 'withdrawn: ["no"], effectiveTime: {column: optin_at}')
+    builder = Builder(load_mapping(mapping), catalog(), "crm", [*COLUMNS, "optin_at"], "")
     record = built()
     assert isinstance(record, SourceRecord)
     for field, column in {
@@ -125,7 +135,17 @@ def test_refusal_of_the_server_is_told_with_its_column() -> None:
         "identities[1].value": "browser",
         "identities[9].value": "",
         "consents[0].state": "optin",
+        "consents[0].effective_time": "optin_at",
         "record_id": "",
     }.items():
         error = ItemError(reason=ErrorReason.ERROR_REASON_FIELD_INVALID, message="no", metadata={"field": field})
         assert builder.refusal(error, record) == Fault("FIELD_INVALID", column, "no")
+
+
+def test_event_type_of_a_column_is_one_the_source_may_report() -> None:
+    typed = f"{BY_LINE}\nevent: {{type: {{column: kind}}}}"
+    builder = Builder(load_mapping(typed), catalog(), "narrow", COLUMNS, "")
+    values = [(FULL | {"kind": "purchase"})[name] for name in COLUMNS]
+    assert builder.build(Row(7, 0, 0, values, None, b"", "")) == Fault(
+        "VALUE_INVALID", "kind", "one of page_view is expected"
+    )

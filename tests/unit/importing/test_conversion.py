@@ -160,3 +160,24 @@ def test_amounts_come_back_to_the_last_millionth(amount: int) -> None:
 def test_any_text_has_one_reading_or_none(text: str, decimal: str) -> None:
     for read in (number(text, decimal), micros(text, "EUR", decimal), instant(text, None)):
         assert read is None or isinstance(read, int | float)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "how", "wanted"),
+    [
+        ("birth_date", "31.12.80", {"day_first": True}, "a day such as 31.12.1987 is expected, one that exists"),
+        ("birth_date", "12/31/80", {"day_first": False}, "a day such as 12/31/1987 is expected, one that exists"),
+        ("joined", "31.12.80", {"day_first": True}, "an instant such as 31.12.1987 is expected, of a day that exists"),
+        ("age", "thirty", {}, "a number such as 1234.5 is expected"),
+        ("age", "1e400", {}, "a number such as 1234.5 is expected"),
+        ("age", "thirty", {"decimal": ","}, "a number such as 1234,5 is expected"),
+        (
+            "age", "1,5", {},
+            "a number such as 1234.5 is expected; state csv.decimal for thousands separators or a decimal comma",
+        ),
+    ],
+)  # fmt: skip
+def test_refusal_shows_what_the_mapping_expects(name: str, cell: str, how: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(RowFault) as refusal:
+        value(name, cell, **how)
+    assert str(refusal.value) == wanted

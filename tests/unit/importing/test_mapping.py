@@ -149,3 +149,24 @@ def test_columns_that_a_file_lacks_or_has_twice_are_refused_where_the_mapping_re
     found = dict(refusal.value.violations)
     assert "did you mean custno?" in found["identities[0].column"]
     assert "2 columns" in found["attributes.age.column"]
+
+
+@pytest.mark.parametrize(("header", "what"), [("cust_no;age", "semicolons"), ("cust_no\tage", "tabs"), ("a|b", "bars")])
+def test_header_of_one_cell_is_asked_for_its_delimiter(header: str, what: str) -> None:
+    with pytest.raises(TsugiError) as refusal:
+        check_columns(load_mapping(BY_LINE), [header], "crm.csv")
+    ((path, told),) = refusal.value.violations
+    assert path == "csv.delimiter"
+    assert what in told and "state csv.delimiter" in told
+
+
+@pytest.mark.parametrize(
+    "first_row",
+    [["c1", "agee", "31"], ["agee", "a@example.com"], ['{"age": 31', '"cust_no": "c1"}'], ['{"age": 31, "agee": 1}']],
+)
+def test_first_row_that_may_be_about_somebody_is_not_repeated(first_row: list[str]) -> None:
+    with pytest.raises(TsugiError) as refusal:
+        check_columns(load_mapping(BY_LINE), first_row, "crm.csv")
+    ((path, told),) = refusal.value.violations
+    assert path == "crm.csv:1"
+    assert "does not look like a header" in told and "agee" not in told

@@ -127,6 +127,34 @@ def test_file_without_a_header_is_refused(tmp_path: Path, data: bytes, encoding:
         of_csv(tmp_path, data, encoding)
 
 
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ("a,ü\n".encode("latin-1"), "state csv.encoding, such as latin-1"),
+        ("a,b\n".encode("utf-16"), "state csv.encoding, such as utf-16"),
+        ("a,b\r\n".encode("utf-16"), "state csv.encoding, such as utf-16"),
+        (b'"a";"b"\n', "csv.delimiter"),
+        ("a,b\n".encode("utf-16-le"), "state csv.encoding, such as utf-16"),
+        (b"a,b\r1,2\r", "lines end with a line feed"),
+    ],
+)
+def test_header_that_cannot_be_read_says_what_to_state(tmp_path: Path, data: bytes, hint: str) -> None:
+    with pytest.raises(TsugiError) as refusal:
+        of_csv(tmp_path, data)
+    assert hint in refusal.value.violations[0].description
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_row_in_another_encoding_says_what_to_state(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes((HEADER + b"1,M\xfcller,b\n") if ending == "csv" else b'{"a": "M\xfcller"}\n')
+    rows = CsvRows(path, "utf-8", ",") if ending == "csv" else JsonRows(path, "utf-8")
+    (row,) = rows.read(START)
+    rows.close()
+    assert row.fault is not None
+    assert row.fault.message == "bytes that are not utf-8; state csv.encoding, such as latin-1"
+
+
 def test_packed_file_is_read_like_the_file_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(HEADER + GOOD * 3))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from server.errors import TsugiError
 from server.importing import run
-from server.importing.faults import Fault, ImportStopped
+from server.importing.faults import Fault, ImportRunning, ImportStopped
 from server.importing.journal import KINDS_MAX, Journal, Tally, journal_path, load
+from server.importing.rows import SEARCH_BYTES_MAX
 from server.importing.run import Outcome, import_file, open_all
 from tests.unit.importing.support import BY_LINE, Clock, Kept, imported, plan
 from tsugi.client import CallError
@@ -104,6 +105,39 @@ def test_rejects_left_as_they_are_are_rejected_again_and_kept_whole(tmp_path: Pa
     assert told(first.rejects) == told(second.rejects) == told(third.rejects)
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_row_too_long_to_be_kept_is_said_to_be_so_however_often_its_rejects_are_sent(
+    tmp_path: Path, ending: str
+) -> None:
+    big = "x" * (SEARCH_BYTES_MAX // 2)
+    text = {"csv": f'{HEADER}"{big}",3\nc1,4\n', "jsonl": f'{{"cust_no": "{big}"}}\n{{"cust_no": "c1"}}\n'}
+    path = write(tmp_path / f"big.{ending}", text[ending])
+    line = 2 if ending == "csv" else 1
+    for _ in range(3):
+        outcome = imported(path, Kept(), BY_LINE)
+        assert outcome.rejects is not None
+        assert [fault.reason for fault in outcome.tally.faults] == ["ROW_TOO_LONG"]
+        assert f"line {line} is too long to be kept here; correct it in big.{ending}" in outcome.rejects.read_text()
+        path = outcome.rejects
+
+
+def test_every_fault_of_a_row_is_told_and_the_row_is_counted_by_the_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "crm.csv", "cust_no,age,club\nc1,old,perhaps\n")
+    mapping = BY_LINE.replace("{age:", "{member: {column: club}, age:")
+    outcome = imported(path, Kept(), mapping)
+    assert outcome.rejects is not None
+    (row,) = rejected(outcome.rejects)
+    assert (row["_column"], row["_reason"]) == ("club, age", "VALUE_INVALID")
+    assert row["_message"].startswith("club: one of ") and "; age: a number such as" in row["_message"]
+    assert [(fault.column, fault.count) for fault in outcome.tally.faults] == [("club", 1)]
+
+
+def test_what_an_import_writes_is_its_owners_alone(tmp_path: Path) -> None:
+    imported(write(tmp_path / "crm.csv", ages(3, bad=(1,))), Kept(), BY_LINE)
+    written = [path for path in tmp_path.iterdir() if path.name != "crm.csv"]
+    assert [path.stat().st_mode & 0o777 for path in written] == [0o600, 0o600]
+
+
 def test_rejected_json_keeps_its_own_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"cust_no": "c1", "age": 1.50e3, "note": "caf\\u00e9"}\n{}\n')
     rejects = imported(path, Kept(), BY_LINE).rejects
@@ -149,6 +183,18 @@ def test_dry_run_counts_and_leaves_nothing_behind(tmp_path: Path) -> None:
     outcome = imported(path, None, BY_LINE)
     assert (outcome.tally.accepted, outcome.tally.rejected, outcome.rejects) == (4, 1, None)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_dry_run_finds_what_the_server_refuses_without_looking_at_its_state(tmp_path: Path) -> None:
+    header = "order_no,cust_no,browser,age,club,kind,ordered_at,updated_at,total,optin\n"
+    row = "o{},{},b1,31,y,order,2026-02-03,{},9.5,yes\n"
+    rows = row.format(1, "c1", "9999-01-01") + row.format(2, "c\u200b2", "2026-02-03") + row.format(3, "c3", "")
+    outcome = imported(write(tmp_path / "orders.csv", header + rows), None)
+    assert [(fault.reason, fault.column) for fault in outcome.tally.faults] == [
+        ("TIME_OUT_OF_RANGE", "updated_at"),
+        ("FIELD_INVALID", "cust_no"),
+    ]
+    assert outcome.tally.accepted == 1
 
 
 @pytest.mark.slow
@@ -276,8 +322,9 @@ def test_unreachable_server_stops_the_import_where_it_can_go_on(tmp_path: Path) 
 
     path = write(tmp_path / "crm.csv", ages(3_000, bad=(1,)))
     kept = Kept(fails_from_the_third_call)
-    with pytest.raises(ImportStopped):
+    with pytest.raises(ImportStopped) as stopped:
         imported(path, kept, BY_LINE, pause=lambda _: False)
+    assert stopped.value.is_unanswered
     assert len(kept.records) == 999
     healthy = Kept()
     healthy.records = kept.records
@@ -303,7 +350,7 @@ def test_same_file_is_not_imported_twice_at_once(tmp_path: Path) -> None:
 
     def import_it_again(number: int) -> None:
         if number == 0:
-            with pytest.raises(ImportStopped, match="already"):
+            with pytest.raises(ImportRunning, match="already"):
                 imported(path, Kept(), BY_LINE)
             seen.append(number)
 
@@ -324,8 +371,9 @@ def test_two_files_of_one_name_are_refused_where_they_would_share_a_journal(tmp_
         (tmp_path / folder).mkdir()
         paths.append(write(tmp_path / folder / "crm.csv", ages(3)))
     mapping = plan(BY_LINE).mapping
-    with pytest.raises(TsugiError, match="journal"):
+    with pytest.raises(TsugiError) as refusal:
         open_all(paths, mapping, tmp_path)
+    assert "journal" in refusal.value.violations[0].description
     for opened in open_all(paths, mapping, None):
         opened.rows.close()
 
