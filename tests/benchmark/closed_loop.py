@@ -167,18 +167,24 @@ def watched(stage: Stage, server: Server, play: Callable[[], _Result]) -> Watche
     here = machine.Watch(stage.cores.server, (server.process_id, *others))
     there = machine.Watch(stage.cores.generator, stage.generator_side)
     result = play()
-    used_ns, foreign_shares = here.used_ns(), (here.foreign_share(), there.foreign_share())
+    used_ns, by_others = here.used_ns(), disturbances(here, there)
     n_degraded = _degraded(stage) - n_degraded if server is stage.tsugi else 0.0
     return Watched(
         result=result,
         used_ns=used_ns,
-        disturbances=[
-            f"others used the {name}'s core: {share:.0%}"
-            for name, share, share_max in zip(("server", "generator"), foreign_shares, FOREIGN_SHARES_MAX, strict=True)
-            if share > share_max
-        ],
+        disturbances=by_others,
         faults=[f"decisions were degraded: {n_degraded:.0f}"] if n_degraded else [],
     )
+
+
+def disturbances(here: machine.Watch, there: machine.Watch) -> list[str]:
+    """Say whether others used more of the server's or of the generator's core than a measurement bears."""
+    shares = (here.foreign_share(), there.foreign_share())
+    return [
+        f"others used the {name}'s core: {share:.0%}"
+        for name, share, share_max in zip(("server", "generator"), shares, FOREIGN_SHARES_MAX, strict=True)
+        if share > share_max
+    ]
 
 
 def each(samples: list[Sample], field: str) -> list[float]:

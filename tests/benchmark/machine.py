@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,6 +34,17 @@ class Cores(NamedTuple):
     def are_shared(self) -> bool:
         """Say whether server and generator are on one core, where nothing can be concluded."""
         return self.server == self.generator
+
+
+@contextlib.contextmanager
+def everywhere(cores: Cores) -> Iterator[None]:
+    """Let this thread, and what it starts, run on all cores for a while."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(cores))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def pin(process_id: int, core: int) -> None:
@@ -63,6 +75,11 @@ def busy_ns(core: int) -> int:
             user, nice, system, _idle, _wait, hard, soft, stolen = map(int, ticks[:8])
             return (user + nice + system + hard + soft + stolen) * _TICK_NS
     raise LookupError(f"/proc/stat does not list core {core}")
+
+
+def disk_faults(process_id: int) -> int:
+    """Return how often a process waited for a page of a file to come from the disk."""
+    return int(Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[9])
 
 
 def anonymous_bytes(process_id: int) -> int:

@@ -20,6 +20,8 @@ from tests.benchmark import machine
 
 DECIDE: Final = "/tsugi.v1.DecisionService/Decide"
 REPORT_OUTCOME: Final = "/tsugi.v1.OutcomeService/ReportOutcome"
+INGEST: Final = "/tsugi.v1.ProfileService/IngestRecords"
+STREAM_INGEST: Final = "/tsugi.v1.ProfileService/StreamIngestRecords"
 READY_S_MAX: Final = 120.0
 STOP_S_MAX: Final = 30.0
 
@@ -60,30 +62,40 @@ class Tsugi(Server):
         cores: who runs where.
         log: takes its standard error.
         with_learner: whether the learner process runs.
+        is_pinned: false: projector and learner get their share of the other core, as shipped.
 
     Attributes:
         background_ids: supervisor, projector and learner.
     """
 
-    def __init__(self, folder: Path, cores: machine.Cores, log: IO[bytes], *, with_learner: bool) -> None:
+    def __init__(
+        self, folder: Path, cores: machine.Cores, log: IO[bytes], *, with_learner: bool, is_pinned: bool = True
+    ) -> None:
         self._metrics_port = _free_port()
         environment = os.environ | SETTINGS | {
             "TSUGI_DATA_DIR": str(folder),
             "TSUGI_SERVE_METRICS_PORT": str(self._metrics_port),
             "TSUGI_LEARNER_ENABLED": str(with_learner).lower(),
         }  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve"], env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-        )
+        with machine.everywhere(cores):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "server", "serve"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         try:
             self.port = int(_await_line(self._process, r"tsugi serves on 127\.0\.0\.1:(\d+),"))
-            machine.pin(self._process.pid, cores.generator)
+            if is_pinned:
+                machine.pin(self._process.pid, cores.generator)
             self.background_ids = [self._process.pid]
             for role in self._roles():
                 if "worker" in role.cmdline():
                     self.process_id = role.pid
                 else:
-                    machine.step_back(role.pid)
+                    if is_pinned:
+                        machine.step_back(role.pid)
                     self.background_ids.append(role.pid)
         except BaseException:
             self.stop()

@@ -43,6 +43,11 @@ class Plan(NamedTuple):
     open_loop_s: float
     n_lags: int
     with_learner: bool = True
+    n_ingested: int = 20_000  # records a round
+    n_projected: int = 20_000
+    n_probes: int = 200
+    n_imported: int = 30_000
+    n_crowd: int = 10_000_000
 
 
 class Stage(NamedTuple):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.benchmark.machine import Cores, Watch, anonymous_bytes, cpu_ns
+from tests.benchmark.machine import Cores, Watch, anonymous_bytes, cpu_ns, disk_faults, everywhere
 
 
 def test_the_cpu_of_a_process_includes_threads_that_have_ended() -> None:
@@ -48,3 +48,18 @@ def test_anonymous_memory_grows_with_what_is_held() -> None:
     before = anonymous_bytes(os.getpid())
     held = bytearray(os.urandom(32 * 1024 * 1024))
     assert anonymous_bytes(os.getpid()) - before > len(held) // 2
+
+
+def test_a_thread_is_back_on_its_core_after_it_was_everywhere() -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        with everywhere(Cores(min(before), max(before))):
+            assert os.sched_getaffinity(0) == {min(before), max(before)}
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_waiting_for_the_disk_is_counted() -> None:
+    assert disk_faults(os.getpid()) >= 0
