@@ -217,6 +217,7 @@ class _Worker:
         # In threads: the last commit may take as long as the disk does, and a worker that waits for it is not dead.
         await asyncio.to_thread(self._watcher.stop)
         await asyncio.to_thread(self._committer.close)
+        await self._loop.shutdown_default_executor()  # somebody may still be reading for a caller that has gone
         beating.cancel()
         self._store.close()
         self._log.close()

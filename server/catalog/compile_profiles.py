@@ -18,13 +18,12 @@ from server.catalog.compile_series import SeriesLayout, encoding_of, stamp, step
 from server.catalog.declared import Declared, frozen
 from server.catalog.expressions import NO_RULES, RuleCompiler
 from server.catalog.faults import duration_us
-from server.catalog.profile_terms import MatchTerms, Namespace, ProfileTerms, SegmentColumns, Source
+from server.catalog.profile_terms import SHARED_DEFAULT, MatchTerms, Namespace, ProfileTerms, SegmentColumns, Source
 from server.catalog.scopes import segment_scope
 from server.catalog.validation_profiles import weights_min
 from server.errors import Violation
 from tsugi.v1 import catalog_pb2
 
-SHARED_DEFAULT: Final = 16
 TRUST_DEFAULT: Final = 50
 
 
@@ -58,6 +57,7 @@ def compile_profiles(
         )
         for event_type in message.event_types
     }
+    stamps = compile_series.series_stamps(series, events, journey)
     used = {*read, *positions_read(segments.rules)}
     matching = _matching(message)
     unread = (
@@ -73,7 +73,8 @@ def compile_profiles(
         events=events,
         consent_purposes=frozenset(purpose.name for purpose in message.consent_purposes),
         series=series,
-        series_layout=compile_series.series_layout(series, events, journey),
+        series_stamps=stamps,
+        series_layout=stamp(stamps),
         windows=windows,
         journey=journey,
         segments=segments,

@@ -24,6 +24,7 @@ from server.catalog.profile_terms import (
     NO_ROW,
     OPENINGS,
     STAGES,
+    STAMP_BYTES,
     VALUES,
     EventTerms,
     JourneyColumns,
@@ -183,11 +184,13 @@ def slopes_of(facts: Sequence[Fact], declared: Declared) -> NDArray[np.float64]:
     return frozen(slopes)
 
 
-def series_layout(series: Sequence[Series], events: Mapping[str, EventTerms], journey: JourneyColumns | None) -> bytes:
-    """Return 8 bytes that change whenever an entry of a series would be made differently."""
-    said: list[object] = []
+def series_stamps(
+    series: Sequence[Series], events: Mapping[str, EventTerms], journey: JourneyColumns | None
+) -> tuple[bytes, ...]:
+    """Return for each series 8 bytes that change whenever an entry of it would be made differently."""
+    stamps = []
     for each in series:
-        said.append((each.kind, each.event_type, each.closing_event_type, each.property, each.span_us))
+        said: list[object] = [each.kind, each.event_type, each.closing_event_type, each.property, each.span_us]
         if each.kind == STAGES and journey is not None:
             said.append(sorted(journey.symbols.items()))
         if each.kind == VALUES:
@@ -198,7 +201,8 @@ def series_layout(series: Sequence[Series], events: Mapping[str, EventTerms], jo
             steps = steps_of(terms.filters, each.filter_row)
             read = {step[column] for step in steps if isinstance(step, tuple) for column in (0, 1)}
             said += [steps, [encoding_of(facts[int(position)]) for position in sorted(read) if position > NOW_FACT]]
-    return stamp(said)
+        stamps.append(stamp(said))
+    return tuple(stamps)
 
 
 def encoding_of(fact: Fact) -> tuple[object, ...]:
@@ -217,4 +221,4 @@ def steps_of(rules: Rules, row: int) -> list[tuple[float, ...] | int]:
 
 def stamp(said: Sequence[object]) -> bytes:
     """Return 8 bytes that stand for what is said, in its order."""
-    return hashlib.blake2b(repr(said).encode(), digest_size=8).digest()
+    return hashlib.blake2b(repr(said).encode(), digest_size=STAMP_BYTES).digest()

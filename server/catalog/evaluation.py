@@ -39,24 +39,28 @@ def compare(facts: Doubles, left: Rows, right: Rows, operators: Bytes, constants
         fact = facts[left[i]]
         if right[i] >= 0:
             fact -= facts[right[i]]
-        constant = constants[i]
-        operator = operators[i]
-        if operator == KNOWN:
-            atoms[i] = NO if np.isnan(fact) else YES
-        elif np.isnan(fact) or np.isnan(constant):
-            atoms[i] = NOT_KNOWN
-        elif operator == CONTAINS:
-            atoms[i] = YES if constant >= 0.0 and (np.int64(fact) >> np.int64(constant)) & 1 == 1 else NO
-        else:
-            atoms[i] = (
-                (operator == LESS and fact < constant)
-                or (operator == LESS_EQUAL and fact <= constant)
-                or (operator == EQUAL and fact == constant)
-                or (operator == NOT_EQUAL and fact != constant)
-                or (operator == GREATER_EQUAL and fact >= constant)
-                or (operator == GREATER and fact > constant)
-            )
+        atoms[i] = compare_one(fact, operators[i], constants[i])
     return atoms
+
+
+@kernel
+def compare_one(fact: float, operator: int, constant: float) -> int:
+    """Evaluate one atom over its fact, or the difference of its two: NO, YES or NOT_KNOWN."""
+    if operator == KNOWN:
+        return NO if np.isnan(fact) else YES
+    if np.isnan(fact) or np.isnan(constant):
+        return NOT_KNOWN
+    if operator == CONTAINS:
+        return YES if constant >= 0.0 and (np.int64(fact) >> np.int64(constant)) & 1 == 1 else NO
+    holds = (
+        (operator == LESS and fact < constant)
+        or (operator == LESS_EQUAL and fact <= constant)
+        or (operator == EQUAL and fact == constant)
+        or (operator == NOT_EQUAL and fact != constant)
+        or (operator == GREATER_EQUAL and fact >= constant)
+        or (operator == GREATER and fact > constant)
+    )
+    return YES if holds else NO
 
 
 @kernel

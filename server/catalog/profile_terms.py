@@ -22,6 +22,8 @@ Instants = NDArray[np.int64]  # microseconds since the epoch
 
 NO_ROW: Final = -1
 ANY_EVENT: Final = ""
+SHARED_DEFAULT: Final = 16
+STAMP_BYTES: Final = 8
 
 # What an entry of a series holds beside its instant.
 MARKS, VALUES, KEYS, OPENINGS, STAGES = range(5)
@@ -145,7 +147,8 @@ class ProfileTerms:
     events: dict[str, EventTerms]
     consent_purposes: frozenset[str]
     series: tuple[Series, ...]
-    series_layout: bytes  # 8 bytes that change whenever an entry would be made differently
+    series_stamps: tuple[bytes, ...]  # of each series 8 bytes that change whenever an entry would be made differently
+    series_layout: bytes  # 8 bytes that stand for all of these
     windows: WindowColumns
     journey: JourneyColumns | None
     segments: SegmentColumns

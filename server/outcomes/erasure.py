@@ -43,8 +43,9 @@ def records_about(log: Log, forgotten: Forgotten, until_lsn: int, catalog: Catal
 def records_since(log: Log, erasure: StoredErasure) -> list[int]:
     """Return the LSNs of records that came after a wish and are about the person all the same, ascending.
 
-    They are decisions that were under way for a profile nobody has any more, and outcomes of decisions about the
-    person. What else names their identities since then is about the new person they have become.
+    They are decisions that were under way for a profile nobody has any more, outcomes of decisions about the person,
+    and statements that were under way about identities of theirs, which no source had named again by then. What else
+    names their identities since then is about the new person they have become.
 
     Args:
         log: read by subject.
@@ -56,19 +57,27 @@ def records_since(log: Log, erasure: StoredErasure) -> list[int]:
     if wish is None or wish.is_tombstone:
         return []
     accepted = ErasureAccepted.FromString(wish.payload)
-    profiles, erased = frozenset(accepted.profile_keys), set(erasure.lsns)
+    profiles, erased, unnamed = frozenset(accepted.profile_keys), set(erasure.lsns), set(accepted.identity_keys)
     found = {lsn for key in (*accepted.identity_keys, *accepted.profile_keys) for lsn in log.about(key)}
     lsns = []
     for lsn in sorted(found):
         record = log.get(lsn) if lsn > erasure.lsn else None
-        if record is not None and _is_about_erased(log, record, profiles, erased):
+        if record is None:
+            continue
+        if record.kind == RecordKind.RECORD_KIND_SOURCE_RECORD:
+            unnamed.difference_update(record.subjects)
+        if _is_about_erased(log, record, profiles, erased, unnamed):
             erased.add(lsn)
             lsns.append(lsn)
     return lsns
 
 
-def _is_about_erased(log: Log, record: Record, profiles: frozenset[bytes], erased: set[int]) -> bool:
-    """Say whether a record is a decision for a profile that is gone, or an outcome of a decision that goes."""
+def _is_about_erased(
+    log: Log, record: Record, profiles: frozenset[bytes], erased: set[int], unnamed: set[bytes]
+) -> bool:
+    """Say whether a record is one of those that records_since looks for."""
+    if record.kind in _STATEMENTS:
+        return not unnamed.isdisjoint(record.subjects)
     if record.kind == RecordKind.RECORD_KIND_DECISION:
         return DecisionRecord.FromString(record.payload).profile_key in profiles
     if record.kind != RecordKind.RECORD_KIND_OUTCOME:
@@ -97,10 +106,5 @@ def _is_about(log: Log, record: Record, nodes: frozenset[bytes], profiles: froze
     return decision.profile_key in profiles
 
 
-_OF_PEOPLE = frozenset(
-    {
-        RecordKind.RECORD_KIND_SOURCE_RECORD,
-        RecordKind.RECORD_KIND_LINK_STATED,
-        RecordKind.RECORD_KIND_PROFILE_SPLIT,
-    }
-)
+_STATEMENTS = frozenset({RecordKind.RECORD_KIND_LINK_STATED, RecordKind.RECORD_KIND_PROFILE_SPLIT})
+_OF_PEOPLE = _STATEMENTS | {RecordKind.RECORD_KIND_SOURCE_RECORD}

@@ -20,6 +20,7 @@ from server import telemetry
 from server.catalog.catalog import Catalog
 from server.outcomes.erasure import records_about
 from server.profiles.matching import MatchFields, fields_of
+from server.profiles.parts import keep_layout
 from server.profiles.writer import NotApplicableError, ProfileWriter
 from server.storage.applied import Applied, read_applied, write_applied
 from server.storage.log import Log
@@ -204,6 +205,7 @@ class Projector:
         before, after = self._catalog, self._load_catalog(sha256)
         self._take(after)
         txn.put(Table.META, _CATALOG_KEY, sha256)
+        keep_layout(txn, after.profiles)
         if self._profiles is not None:
             self._profiles.flush()
         self._begin(txn)

@@ -17,8 +17,9 @@ from server.catalog.catalog import Catalog
 from server.errors import TsugiError, field_invalid, not_found
 from server.outcomes.ingest import Accepted, require_catalog
 from server.profiles import golden, repository
-from server.profiles.erased import ERASURE_HEAD
+from server.profiles.erased import ERASURE_HEAD, Erased
 from server.profiles.identity import Named, link_rule, named
+from server.storage.applied import read_applied
 from server.storage.committer import GroupCommitter
 from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, Receipt, refusal, settled
 from server.storage.record import Draft
@@ -45,7 +46,7 @@ class Statements:
     """Takes in what people state, for one worker.
 
     Args:
-        log: read for repeated requests.
+        log: read for repeated requests, and for erasures that are not projected yet.
         store: read for the people that identities name.
         committer: where records go.
         token_key: names request ids.
@@ -66,6 +67,7 @@ class Statements:
         self._committer = committer
         self._token_key = token_key
         self._catalog = catalog
+        self._erased = Erased(log)
 
     async def link(self, request: LinkIdentitiesRequest) -> Accepted | None:
         """Record what is stated about two identities; None when it was only validated.
@@ -78,8 +80,9 @@ class Statements:
         if earlier is not None:
             return earlier
         with self._store.read() as snapshot:
+            erased = self._erased.since(read_applied(snapshot).lsn)
             ends = [
-                (path, *_require_node(snapshot, identity, path, catalog))
+                (path, *_require_node(snapshot, identity, path, catalog, erased))
                 for path, identity in (("identity", request.identity), ("other_identity", request.other_identity))
             ]
             (_, one, _), (_, other, _) = ends
@@ -117,7 +120,8 @@ class Statements:
         with self._store.read() as snapshot:
             profile_key = repository.present_key(snapshot, bytes.fromhex(request.profile_id))
             keys = repository.members(snapshot, profile_key) if profile_key is not None else ()
-            if not keys:
+            erased = self._erased.since(read_applied(snapshot).lsn)
+            if not keys or profile_key in erased or not erased.isdisjoint(keys):
                 raise not_found("profile", request.profile_id, "profile_id")
             members = {key: node for key in keys if (node := golden.node_of(snapshot, key)) is not None}
         leaving = [named(identity, catalog.profiles).key for identity in request.identities]
@@ -209,12 +213,14 @@ class Statements:
         return Accepted(receipt.lsn, receipt.fate is Fate.DUPLICATE)
 
 
-def _require_node(snapshot: Snapshot, identity: Identity, path: str, catalog: Catalog) -> tuple[Named, StoredNode]:
+def _require_node(
+    snapshot: Snapshot, identity: Identity, path: str, catalog: Catalog, erased: frozenset[bytes]
+) -> tuple[Named, StoredNode]:
     if identity.namespace not in catalog.profiles.namespaces:
         raise not_found("identity namespace", identity.namespace, f"{path}.namespace")
     one = named(identity, catalog.profiles)
     node = golden.node_of(snapshot, one.key)
-    if node is None:
+    if node is None or one.key in erased or node.profile_key in erased:
         raise not_found("identity", identity.namespace, path)
     return one, node
 
@@ -225,7 +231,7 @@ def _require_linking(path: str, one: Named, node: StoredNode, catalog: Catalog) 
     if node.too_shared or node.uncleansed or link_rule(namespace, catalog.profiles) not in _LINKING:
         raise TsugiError(
             ErrorReason.ERROR_REASON_IDENTITIES_CONFLICT,
-            f"{path}: a {namespace} like this one links nobody, by the rules of the catalog",
+            f"{path}: by the rules of the catalog such a value of {namespace} links nobody",
             field=path,
             namespace=namespace,
         )

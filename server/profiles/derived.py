@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.catalog import RULE_STACK_MAX, Bytes, Catalog, Doubles, Rows
-from server.catalog.evaluation import YES, compare, evaluate
+from server.catalog.evaluation import YES, compare, compare_one, evaluate
 from server.catalog.profile_terms import NO_ROW, Instants
 from server.kernel import kernel
 from server.profiles.series import SeriesSet
@@ -32,7 +32,6 @@ _DISTINCT: Final = int(catalog_pb2.WINDOW_KIND_DISTINCT)
 _RECENCY: Final = int(catalog_pb2.WINDOW_KIND_RECENCY)
 _LAST: Final = int(catalog_pb2.WINDOW_KIND_LAST)
 _DAY_US: Final = 86_400 * 1_000_000  # a visit reaches no further back
-_ROUNDING: Final = 1e-8  # seconds: by less than this the difference of two recencies within a year is off
 
 
 class Derived:
@@ -64,14 +63,12 @@ class Derived:
             *segments.rules.columns(), segments.rows, terms.slopes,
         )  # fmt: skip
 
-    def evaluate(self, now_us: int, facts: Doubles, expiries_us: Instants, series: SeriesSet) -> tuple[int, int]:
+    def evaluate(self, now_us: int, facts: Doubles, series: SeriesSet) -> tuple[int, int]:
         """Write what follows from a profile at an instant.
 
         Args:
             now_us: the instant.
-            facts: float64[facts], writable: the profile's attributes as stored; from windows on it is written, and
-                attributes that are forgotten by then become NaN.
-            expiries_us: int64[attributes], from when on each is forgotten.
+            facts: float64[facts], writable: the profile's attributes as they stand; from windows on it is written.
             series: the person's.
 
         Returns:
@@ -80,7 +77,7 @@ class Derived:
         """
         facts[0] = now_us
         until_us, standing_until_us = _derive(
-            now_us, facts, expiries_us, series.times, series.values, series.starts, self._counts, *self._columns
+            now_us, facts, series.times, series.values, series.starts, self._counts, *self._columns
         )
         return until_us, standing_until_us
 
@@ -102,7 +99,6 @@ def of(catalog: Catalog) -> Derived:
 def _derive(
     now_us: int,
     facts: Doubles,
-    expiries_us: Instants,
     times: Instants,
     values: Doubles,
     starts: Rows,
@@ -124,13 +120,6 @@ def _derive(
     n_attributes, session_series, session_gap_us, journey_series = counts[0], counts[1], counts[2], counts[3]
     until_us, standing_until_us = NEVER_US, NEVER_US
     is_running = False
-
-    for i in range(n_attributes):
-        if expiries_us[i] <= now_us:
-            facts[1 + i] = np.nan
-        elif expiries_us[i] < until_us:
-            until_us = expiries_us[i]
-    standing_until_us = until_us
 
     session_from_us, session_until_us = NEVER_US, NEVER_US
     if session_series >= 0:
@@ -196,24 +185,26 @@ def _derive(
         position += 1
 
     atoms = compare(facts, left, right, operators, constants)
+    for i in range(left.size):
+        slope, fact = slopes[left[i]], facts[left[i]]
+        if right[i] >= 0:
+            slope -= slopes[right[i]]
+            fact -= facts[right[i]]
+            if slope == 0.0 and slopes[left[i]] != 0.0:
+                # Two recencies stay as far apart as they are; their rounding, which is another at each instant, must
+                # not make one of them pass the constant.
+                atoms[i] = compare_one(np.rint(fact * 1e6) / 1e6, operators[i], constants[i])
+        if slope != 0.0 and not np.isnan(fact):
+            wait_us = (constants[i] - fact) / slope
+            # At the crossing itself the two are equal, and one microsecond later they are not any more.
+            if 0.0 <= wait_us < 1e18:
+                standing_until_us = min(standing_until_us, now_us + max(1, int(wait_us)))
     stack = np.empty(RULE_STACK_MAX, np.uint8)
     for i in range(segment_rules.size):
         rule = segment_rules[i]
         verdict = evaluate(atoms, rule_steps[rule_starts[rule] : rule_starts[rule + 1]], stack)
         facts[position] = 1.0 if verdict == YES else 0.0
         position += 1
-    for i in range(left.size):
-        slope, fact = slopes[left[i]], facts[left[i]]
-        if right[i] >= 0:
-            slope -= slopes[right[i]]
-            fact -= facts[right[i]]
-            if slope == 0.0 and slopes[left[i]] != 0.0 and constants[i] != 0.0 and abs(fact - constants[i]) < _ROUNDING:
-                standing_until_us = min(standing_until_us, now_us + 1)  # two recencies: only their rounding decides
-        if slope != 0.0 and not np.isnan(fact):
-            wait_us = (constants[i] - fact) / slope
-            # At the crossing itself the two are equal, and one microsecond later they are not any more.
-            if 0.0 <= wait_us < 1e18:
-                standing_until_us = min(standing_until_us, now_us + max(1, int(wait_us)))
     until_us = min(until_us, standing_until_us)
     return ALWAYS_US if is_running else until_us, standing_until_us
 
@@ -251,6 +242,4 @@ def warm(catalog: Catalog) -> None:
     """Compile the kernels, or load them from the cache, for the types they are called with in service."""
     warm_filters()
     derived, facts = of(catalog), np.zeros(len(catalog.space.facts))
-    expiries_us = np.full(len(catalog.profiles.attributes), NEVER_US, np.int64)
-    expiries_us.flags.writeable = False
-    derived.evaluate(0, facts, expiries_us, SeriesSet.empty(len(catalog.profiles.series)))
+    derived.evaluate(0, facts, SeriesSet.empty(len(catalog.profiles.series)))

@@ -17,6 +17,7 @@ from server.catalog.catalog import Catalog, Doubles
 from server.profiles import golden, parts, repository, survivorship
 from server.profiles.identity import KEY_BYTES, link_rule
 from server.profiles.repository import StoredRecord, timestamp
+from server.profiles.series import entries_of
 from server.profiles.standing import segment_key
 from server.storage.store import Snapshot, Table
 from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredContact, StoredNode, StoredPart
@@ -30,6 +31,9 @@ WEIGHT_DECIMALS: Final = 3  # of bits shown: fewer than are computed, more than 
 OTHER_CLAIMS_MAX: Final = 16
 LINKS_MAX: Final = 256
 OPEN_MATTERS_MAX: Final = 64
+VISIT_US_MAX: Final = 86_400 * 1_000_000
+INSTANT_US_MAX: Final = 253_402_300_800 * 1_000_000 - 1  # the end of year 9999
+MICROS_MAX: Final = (1 << 63) - 1
 
 
 class Page(NamedTuple):
@@ -228,10 +232,10 @@ def _value(number: float, position: int, catalog: Catalog) -> Value | None:
         case catalog_pb2.ATTRIBUTE_TYPE_CATEGORY | catalog_pb2.ATTRIBUTE_TYPE_TEXT:
             text = next((text for text, code in fact.codes.items() if code == number), None)
             return Value(text_value=text) if text is not None else None
-        case catalog_pb2.ATTRIBUTE_TYPE_TIME:
-            return Value(time_value=timestamp(int(number)))
+        case catalog_pb2.ATTRIBUTE_TYPE_TIME:  # the last instants of all become later ones as floats
+            return Value(time_value=timestamp(min(int(number), INSTANT_US_MAX)))
         case catalog_pb2.ATTRIBUTE_TYPE_MONEY:
-            micros = round(number * 1e6)
+            micros = min(max(round(number * 1e6), -MICROS_MAX), MICROS_MAX)
             return Value(money_value=Money(currency_code=catalog.message.currency_code, amount_micros=micros))
     return Value(number_value=float(number))
 
@@ -239,31 +243,48 @@ def _value(number: float, position: int, catalog: Catalog) -> Value | None:
 def _tell_open_matters(
     profile: profile_pb2.Profile, snapshot: Snapshot, keys: Sequence[bytes], catalog: Catalog, now_us: int
 ) -> None:
-    """Fill in the events that opened what is still open, newest first."""
-    windows = [
-        window
-        for window in catalog.message.windows
-        if window.kind == catalog_pb2.WINDOW_KIND_OPEN and profile.windows[window.name].number_value > 0
-    ]
-    if not windows:
+    """Fill in the events that opened what is still open, newest first, as many as the windows count.
+
+    Cost: 1 µs a touchpoint within the longest window's reach, and 20 more for those that open or close something.
+    """
+    terms = catalog.profiles
+    columns = terms.windows
+    reaches_us = {
+        row: int(columns.spans_us[row]) or VISIT_US_MAX
+        for row, name in enumerate(columns.names)
+        if columns.kinds[row] == catalog_pb2.WINDOW_KIND_OPEN and profile.windows[name].number_value > 0
+    }
+    if not reaches_us:
         return
+    series = {int(columns.series[row]) for row in reaches_us}
+    types = {
+        name.encode() for row in series for name in (terms.series[row].event_type, terms.series[row].closing_event_type)
+    }
+    happened: list[tuple[int, int, float, profile_pb2.Event]] = []
+    since_us = now_us - max(reaches_us.values())
+    for key in keys:
+        for place, value in snapshot.scan(Table.TIMELINE, key, start=parts.touchpoint_key(key, since_us, 0)):
+            instant_us = parts.instant_of(place)
+            if instant_us > now_us:
+                break
+            if not any(name in value for name in types):
+                continue  # most are others, and to parse them is what costs
+            event = Touchpoint.FromString(value).event.event
+            made = entries_of(event.type, instant_us, event.properties, terms)
+            happened += [(row, instant_us, number, event) for row, _, number in made if row in series]
     found: list[tuple[int, str, profile_pb2.Event]] = []
-    events = [
-        (touchpoint.occurrence_time.ToMicroseconds(), touchpoint.event.event)
-        for key in keys
-        for touchpoint in parts.touchpoints(snapshot, key)
-        if touchpoint.HasField("event") and touchpoint.occurrence_time.ToMicroseconds() <= now_us
-    ]
-    for window in windows:
-        latest: dict[bytes, tuple[int, bool, profile_pb2.Event]] = {}
-        for instant_us, event in events:
-            is_closing = event.type == window.closing_event_type
-            if (event.type != window.event_type and not is_closing) or window.property not in event.properties:
+    for window, reach_us in reaches_us.items():
+        latest: dict[float, tuple[int, bool, profile_pb2.Event]] = {}
+        for row, instant_us, number, event in happened:
+            if row != columns.series[window] or instant_us <= now_us - reach_us:
                 continue
-            matter = event.properties[window.property].SerializeToString()
+            matter, is_closing = abs(number), number < 0
             if matter not in latest or (instant_us, is_closing) > latest[matter][:2]:
                 latest[matter] = (instant_us, is_closing, event)
-        found += [(us, window.name, event) for us, is_closing, event in latest.values() if not is_closing]
+        name = columns.names[window]
+        still_open = [(us, name, event) for us, is_closing, event in latest.values() if not is_closing]
+        still_open.sort(key=lambda entry: -entry[0])
+        found += still_open[: int(profile.windows[name].number_value)]  # the rest are of an earlier visit
     found.sort(key=lambda entry: (-entry[0], entry[1]))
     for _, name, event in found[:OPEN_MATTERS_MAX]:
         profile.open_matters.add(window=name, event=event)

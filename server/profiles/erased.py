@@ -25,8 +25,8 @@ class Erased:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._seen = (0, 0)  # newest erasure and applied LSN of what is kept
-        self._keys = NOBODY
+        # Newest erasure and applied LSN, and what they give: one tuple, because threads ask too.
+        self._kept: tuple[tuple[int, int], frozenset[bytes]] = ((0, 0), NOBODY)
 
     def since(self, applied_lsn: int) -> frozenset[bytes]:
         """Return the keys of identities and profiles that were erased after an LSN.
@@ -36,14 +36,16 @@ class Erased:
         newest = self._log.head(ERASURE_HEAD)
         if newest <= applied_lsn:
             return NOBODY
-        if self._seen != (newest, applied_lsn):
-            keys: set[bytes] = set()
-            lsn = newest
-            while lsn > applied_lsn:
-                record = self._log.get(lsn)
-                assert record is not None, "the head and each erasure name a record"
-                accepted = ErasureAccepted.FromString(record.payload)
-                keys.update(accepted.identity_keys, accepted.profile_keys)
-                lsn = accepted.previous_lsn
-            self._seen, self._keys = (newest, applied_lsn), frozenset(keys)
-        return self._keys
+        seen, kept = self._kept
+        if seen == (newest, applied_lsn):
+            return kept
+        keys: set[bytes] = set()
+        lsn = newest
+        while lsn > applied_lsn:
+            record = self._log.get(lsn)
+            assert record is not None, "the head and each erasure name a record"
+            accepted = ErasureAccepted.FromString(record.payload)
+            keys.update(accepted.identity_keys, accepted.profile_keys)
+            lsn = accepted.previous_lsn
+        self._kept = ((newest, applied_lsn), frozenset(keys))
+        return self._kept[1]

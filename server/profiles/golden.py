@@ -1,7 +1,7 @@
 """One person out of many parts: what is known, whose word stands, and what follows from it at an instant.
 
-Handed the parts of a person, it folds them into one golden record: the surviving value of each attribute, when it is
-forgotten, and the series of everything that happened. The order of the parts is without effect.
+Handed the parts of a person, it folds them into one golden record: the surviving value of each attribute, until when
+that holds, and the series of everything that happened. The order of the parts is without effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from server.catalog.catalog import Catalog, Doubles
-from server.catalog.profile_terms import Instants, ProfileTerms
+from server.catalog.profile_terms import ProfileTerms
 from server.profiles import derived, survivorship
 from server.profiles import parts as stored_parts
 from server.profiles.series import SeriesSet
@@ -27,7 +27,7 @@ class Golden(NamedTuple):
     leader: bytes  # key of the node that begins the profile
     parts: tuple[bytes, ...]  # keys of all its nodes, ascending
     facts: Doubles  # float64[attributes], NaN where unknown
-    expiries_us: Instants  # int64[attributes]: from when on each is unknown
+    refold_us: int  # the first instant at which a claim is forgotten: from then on others may stand
     series: SeriesSet
 
 
@@ -48,7 +48,7 @@ def fold(
     trust = trust_of(terms)
     n = len(terms.attributes)
     facts = np.full(n, math.nan)
-    expiries_us = np.full(n, survivorship.NEVER_US, np.int64)
+    refold_us = survivorship.NEVER_US
     for row, attribute in enumerate(terms.attributes):
         stated = claims.get(attribute.name)
         if stated is None:
@@ -56,17 +56,17 @@ def fold(
         ranked = survivorship.standing(stated, attribute, trust, now_us)
         if ranked:
             facts[row] = attribute.fact.encode(ranked[0].value)
-            expiries_us[row] = survivorship.expires_us(ranked[0], attribute)
-    expiries_us.flags.writeable = False
-    series = parts[0][2] if len(parts) == 1 else parts[0][2].merge([each for _, _, each in parts[1:]])
-    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, expiries_us, series)
+        if attribute.time_to_live_us:
+            refold_us = min(refold_us, *(survivorship.expires_us(claim, attribute) for claim in stated))
+    series = parts[0][2].merge([each for _, _, each in parts[1:]], terms.journey)
+    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, refold_us, series)
 
 
 def evaluate(folded: Golden, catalog: Catalog, now_us: int, out: Doubles) -> tuple[int, int]:
     """Write what is known of a person at an instant, and what follows from it.
 
     Args:
-        folded: the person.
+        folded: the person; attributes as they stand until refold_us.
         catalog: in force.
         now_us: the instant.
         out: float64[facts]; now and the profile's part are written.
@@ -77,7 +77,7 @@ def evaluate(folded: Golden, catalog: Catalog, now_us: int, out: Doubles) -> tup
     """
     out[0] = now_us
     out[1 : 1 + folded.facts.size] = folded.facts
-    until_us, segments_until_us = derived.of(catalog).evaluate(now_us, out, folded.expiries_us, folded.series)
+    until_us, segments_until_us = derived.of(catalog).evaluate(now_us, out, folded.series)
     return int(until_us), int(segments_until_us)
 
 

@@ -8,25 +8,26 @@ profile. The result depends on the edges alone, so it does not matter in which o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from server.catalog.profile_terms import ProfileTerms
 from server.profiles import identity as identities
+from server.profiles import repository
 from server.profiles.identity import Named
+from server.profiles.matching import Comparable, MatchFields
 from server.storage.store import Table, Transaction
 from tsugi.log.v1.state_pb2 import StoredEdge, StoredNode, StoredSplit
 from tsugi.v1.profile_pb2 import LinkReason
 from tsugi.v1.profile_service_pb2 import LinkVerdict
 
-NEIGHBOURHOOD_MAX: Final = 512  # nodes looked at together; what lies beyond is not one person with them
+NEIGHBOURHOOD_MAX: Final = 192  # nodes looked at together, and whole people; who lies beyond is none of them
 EDGES_MAX: Final = 1_024  # of one node; further ones are left out
 
 _SHARED_RECORD: Final = LinkReason.LINK_REASON_SHARED_RECORD
 _STATED: Final = LinkReason.LINK_REASON_STATED
 _MATCHED: Final = LinkReason.LINK_REASON_MATCHED
-
-WeightBetween = Callable[[Sequence[bytes], Sequence[bytes]], float]  # of two people, given their nodes' keys
 
 
 class Said(NamedTuple):
@@ -98,11 +99,11 @@ class Graph:
         """Note that one record named two identities; return the nodes whose people may differ now.
 
         A value that comes to stand beside more others than its namespace allows is too shared from then on: what it
-        held together falls apart.
+        held together falls apart. Who else it stands beside is noted all the same, for that counts for the others.
         """
         ends = (self.known(anchor), self.known(other))
         is_known = identities.edge_to(ends[0], other, _SHARED_RECORD) is not None
-        if is_known or any(end.too_shared or len(end.edges) >= EDGES_MAX for end in ends):
+        if is_known or any(len(end.edges) >= EDGES_MAX for end in ends):
             return []
         changed = [anchor, other]
         for key, neighbour in ((anchor, other), (other, anchor)):
@@ -110,8 +111,7 @@ class Graph:
             node.edges.add(
                 other_key=neighbour, reason=_SHARED_RECORD, lsn=said.lsn, time_us=said.time_us, source=said.source
             )
-            beside = [self.known(edge.other_key) for edge in node.edges if edge.reason == _SHARED_RECORD]
-            if identities.is_too_shared(node, beside, self._terms):
+            if not node.too_shared and self._is_too_shared(node):
                 node.too_shared = True
                 changed += [edge.other_key for edge in node.edges]
         return changed
@@ -144,39 +144,38 @@ class Graph:
 
     def match(self, key: bytes, weights: dict[bytes, float], said: Said) -> list[bytes]:
         """Put a node's matches in the place of those it had; return the nodes whose people may differ now."""
-        node = self.known(key)
-        before = {edge.other_key: edge for edge in node.edges if edge.reason == _MATCHED}
-        changed: list[bytes] = []
-        for other in sorted(before.keys() | weights.keys()):
-            weight = weights.get(other)
-            if other in before and weight == before[other].weight:
-                continue
-            changed += [key, other]
-            for end, neighbour in ((key, other), (other, key)):
-                stored = self.touch(end)
-                edge = identities.edge_to(stored, neighbour, _MATCHED)
-                if edge is not None:
-                    stored.edges.remove(edge)
-                if weight is not None:
-                    stored.edges.add(
-                        other_key=neighbour, reason=_MATCHED, weight=weight, lsn=said.lsn, time_us=said.time_us
-                    )
-        return changed
+        before = {edge.other_key: edge.weight for edge in self.known(key).edges if edge.reason == _MATCHED}
+        changed = [other for other in before.keys() | weights.keys() if before.get(other) != weights.get(other)]
+        for other in sorted(changed):
+            self.match_one(key, other, weights.get(other), said)
+        return [key] if changed else []  # from there the others are found, or they are one person with it already
 
-    def regroup(self, touched: Iterable[bytes], weight_between: WeightBetween) -> Regrouped:
+    def match_one(self, one: bytes, other: bytes, weight: float | None, said: Said) -> None:
+        """Put one match in the place of what there was; None: there is none any more."""
+        for key, neighbour in ((one, other), (other, one)):
+            node = self.touch(key)
+            edge = identities.edge_to(node, neighbour, _MATCHED)
+            if edge is not None:
+                node.edges.remove(edge)
+            if weight is not None:
+                node.edges.add(other_key=neighbour, reason=_MATCHED, weight=weight, lsn=said.lsn, time_us=said.time_us)
+
+    def regroup(
+        self, touched: Iterable[bytes], fields: MatchFields, comparable: Callable[[bytes], Comparable]
+    ) -> Regrouped:
         """Divide the neighbourhood of some nodes into people anew, and tell every node its profile.
+
+        Args:
+            touched: keys of nodes.
+            fields: what people are matched by.
+            comparable: what is recorded under a node, by key.
 
         Returns:
             What changed. Cost: a few µs a node and edge of the neighbourhood.
         """
         core, fringe = self._neighbourhood(touched)
         keys = [*core, *fringe]
-        labels = identities.partition(
-            keys,
-            [self.known(key) for key in keys],
-            self._terms,
-            lambda ones, others: weight_between([keys[i] for i in ones], [keys[j] for j in others]),
-        )
+        labels = identities.partition(keys, list(map(self.known, keys)), self._terms, fields, comparable)
         groups: dict[int, list[bytes]] = {}
         for key, label in zip(core, labels[: len(core)], strict=True):
             groups.setdefault(label, []).append(key)
@@ -205,7 +204,10 @@ class Graph:
         return Regrouped(people, sorted(before - after))
 
     def forget(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Remove nodes, their edges, and what leads to them; return the neighbours that are left."""
+        """Remove nodes, their edges, and what leads to them; return the neighbours that are left.
+
+        Who was too shared because of those who are gone is so no longer.
+        """
         gone = set(keys)
         neighbours: set[bytes] = set()
         for key in sorted(gone):
@@ -221,6 +223,7 @@ class Graph:
             kept = [edge for edge in node.edges if edge.other_key not in gone]
             del node.edges[:]
             node.edges.extend(kept)
+            node.too_shared = node.too_shared and self._is_too_shared(node)
         return sorted(neighbours)
 
     def flush(self) -> None:
@@ -237,29 +240,43 @@ class Graph:
         else:
             self._txn.delete(Table.IDENTITIES, key)
 
+    def _is_too_shared(self, node: StoredNode) -> bool:
+        beside = [self.known(edge.other_key) for edge in node.edges if edge.reason == _SHARED_RECORD]
+        return identities.is_too_shared(node, beside, self._terms)
+
     def _neighbourhood(self, touched: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
         """Return the nodes that may be one person with those touched, and those beside that only devices know.
 
         A device holds nobody together, so the way does not lead on through it; but whoever else is known on it is
-        needed to see that.
+        needed to see that. Where the way ends early it does not end within a person: nobody is left behind with a
+        profile that the others have gone from.
         """
         start = sorted(set(touched))
-        core = dict.fromkeys(start)
+        core: dict[bytes, None] = {}
         fringe: dict[bytes, None] = {}
-        waiting = deque(start)
+        waiting: deque[bytes] = deque()
+
+        def take(key: bytes) -> None:
+            for each in (key, *repository.members(self._txn, self.known(key).profile_key)):
+                if each not in core:
+                    core[each] = None
+                    waiting.append(each)
+
+        for key in start:
+            take(key)
         while waiting:
             key = waiting.popleft()
             node = self.known(key)
             is_device = identities.is_device(node, self._terms)
-            for edge in sorted(node.edges, key=lambda edge: edge.other_key):
-                other = edge.other_key
+            holds = is_device or identities.joins(node, self._terms)
+            edges = [(edge.other_key, edge) for edge in node.edges if holds or edge.reason == _STATED]
+            for other, edge in sorted((each for each in edges if each[0] not in core), key=itemgetter(0)):
                 if other in core or not self._conducts(node, edge):
                     continue
                 if is_device and key not in start:
                     fringe[other] = None
                 elif len(core) < NEIGHBOURHOOD_MAX:
-                    core[other] = None
-                    waiting.append(other)
+                    take(other)
         return list(core), [key for key in fringe if key not in core]
 
     def _conducts(self, node: StoredNode, edge: StoredEdge) -> bool:

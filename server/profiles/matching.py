@@ -17,14 +17,14 @@ from typing import Final, NamedTuple, TypeVar
 
 from server.catalog.profile_terms import ProfileTerms
 from server.profiles import comparables, ladders, similarity
-from server.profiles.comparables import COUNTRY, FULL, MEANINGS, STREET, Comparable
+from server.profiles.comparables import COUNTRY, FULL, MEANINGS, STREET, Comparable, together
 from server.profiles.ladders import HOUSEHOLD_START_BITS, levels
 from server.profiles.similarity import Name
 from tsugi.v1 import catalog_pb2
 
 __all__ = [
     "BETWEEN_BITS_MIN", "BLOCK_PARTS_MAX", "Agreement", "Comparable", "MatchFields", "blocking_keys", "cluster",
-    "comparable", "explain", "fields_of", "levels", "match_fields", "weight", "weight_between",
+    "comparable", "explain", "fields_of", "levels", "match_fields", "together", "weight", "weight_between",
 ]  # fmt: skip
 
 BLOCK_PARTS_MAX: Final = 64  # a block of more says nothing, and comparing all of it would cost milliseconds
@@ -120,7 +120,7 @@ def weight_between(fields: MatchFields, ones: Sequence[Comparable], others: Sequ
 
     Args:
         fields: of the catalog in force.
-        ones: of one person, one or more.
+        ones: of one person, one or more; better ``together``.
         others: of the other, one or more.
 
     Cost: that of a weight for each pair.

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from server.catalog.profile_terms import ProfileTerms, Source
+from server.catalog.profile_terms import NO_ROW, STAMP_BYTES, ProfileTerms, Source
 from server.profiles.cleansing import cleanse
-from server.profiles.series import SeriesSet, entries_of, outcome_entries
-from server.storage.store import Snapshot, Table
+from server.profiles.series import Entry, SeriesSet, entries_of, outcome_entries
+from server.storage.store import Snapshot, Table, Transaction
 from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredPart
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.profile_pb2 import Consent, ConsentDecision, Touchpoint
 from tsugi.v1.profile_service_pb2 import SourceRecord
 
 CLAIMS_MAX: Final = 16  # of one attribute and source in a part; the longest unheard of goes first
-CONSENTS_MAX: Final = 256  # in a part's ledger; the oldest that does not stand goes first
+CONSENTS_MAX: Final = 256  # in a part's ledger; the oldest that does not stand goes first, withdrawals that stand last
 
 _PAST_US: Final = 1 << 62  # added to instants, so that those before the epoch sort first
 _TOUCHPOINT_KEY_BYTES: Final = 16 + 8 + 8 + 2
@@ -97,12 +97,11 @@ def _put(part: StoredPart, new: list[StoredClaim], known: dict[tuple[str, str], 
     if not part.claims:
         part.claims.extend(new)  # in order as they are: of one source, one an attribute, by attribute
         return
-    claims = list(part.claims)
+    claims = [*part.claims, *new]
     for claim in new:
-        rivals = known.get((claim.attribute, claim.source), [])
-        if len(rivals) >= CLAIMS_MAX:
+        rivals = [*known.get((claim.attribute, claim.source), ()), claim]
+        if len(rivals) > CLAIMS_MAX:  # the new one may be it, whatever came first
             claims.remove(min(rivals, key=lambda each: (each.time_us, each.value.SerializeToString())))
-        claims.append(claim)
     claims.sort(key=lambda each: (each.attribute, each.source, each.value.SerializeToString(deterministic=True)))
     copies = [StoredClaim.FromString(each.SerializeToString()) for each in claims]
     del part.claims[:]
@@ -133,8 +132,7 @@ def add_consents(part: StoredPart, record: SourceRecord, lsn: int, observed_us: 
             is_news = True
     while len(part.consents) > CONSENTS_MAX:
         kept = {_consent_order(each) for each in consents_standing(part.consents)}
-        fallen = [each for each in part.consents if _consent_order(each) not in kept] or list(part.consents)
-        part.consents.remove(min(fallen, key=_consent_strength))
+        part.consents.remove(min(part.consents, key=lambda each: _worth(each, stands=_consent_order(each) in kept)))
     return is_news
 
 
@@ -149,9 +147,16 @@ def consents_standing(ledger: Iterable[StoredConsent]) -> list[StoredConsent]:
 
 
 def _consent_strength(stored: StoredConsent) -> tuple[int, bool, str]:
-    consent = stored.consent
-    is_withdrawn = consent.state == ConsentDecision.CONSENT_DECISION_WITHDRAWN
-    return consent.effective_time.ToMicroseconds(), is_withdrawn, stored.source
+    return stored.consent.effective_time.ToMicroseconds(), _is_withdrawn(stored), stored.source
+
+
+def _worth(stored: StoredConsent, *, stands: bool) -> tuple[bool, bool, tuple[int, bool, str]]:
+    """Return what a ledger that is full keeps by: what stands before what does not, withdrawals before grants."""
+    return stands, stands and _is_withdrawn(stored), _consent_strength(stored)
+
+
+def _is_withdrawn(stored: StoredConsent) -> bool:
+    return stored.consent.state == ConsentDecision.CONSENT_DECISION_WITHDRAWN
 
 
 def _consent_order(stored: StoredConsent) -> tuple[str, str, int, bool, str]:
@@ -159,19 +164,53 @@ def _consent_order(stored: StoredConsent) -> tuple[str, str, int, bool, str]:
 
 
 def series_of(snapshot: Snapshot, key: bytes, part: StoredPart, terms: ProfileTerms) -> SeriesSet:
-    """Return a part's series for a catalog: as stored, or made again from the timeline for another layout."""
+    """Return a part's series for a catalog: as stored, or for another layout those that it has too as stored.
+
+    Only what the layout lacks is made from the timeline: a journey remembers what has long left that.
+
+    Cost: where something is made, 1 µs a touchpoint, and 4 more for those it is made of.
+    """
     if part.series_layout == terms.series_layout:
         return SeriesSet.from_bytes(part.series)
-    entries = []
-    for touchpoint in touchpoints(snapshot, key):
-        instant_us = touchpoint.occurrence_time.ToMicroseconds()
+    if not part.series_layout:  # nothing was recorded
+        return SeriesSet.empty(len(terms.series))
+    stored = bytes(snapshot.get(Table.META, _layout_key(part.series_layout)) or b"")
+    known = {stored[start : start + STAMP_BYTES]: row for row, start in enumerate(range(0, len(stored), STAMP_BYTES))}
+    rows = [known.get(stamp, NO_ROW) for stamp in terms.series_stamps]
+    series = SeriesSet.from_bytes(part.series).rearranged(rows)
+    lacking = {row for row, before in enumerate(rows) if before == NO_ROW}
+    if not lacking:
+        return series
+    types = _types_of(lacking, terms)
+    entries: list[Entry] = []
+    for place, value in snapshot.scan(Table.TIMELINE, key):
+        if not any(name in value for name in types):
+            continue  # most are of other types, and parsing costs more than everything else here
+        touchpoint, instant_us = Touchpoint.FromString(value), instant_of(place)
         match touchpoint.WhichOneof("kind"):
             case "event":
                 event = touchpoint.event.event
                 entries += entries_of(event.type, instant_us, event.properties, terms)
             case "outcome":
                 entries += outcome_entries(touchpoint.outcome.type, instant_us, terms)
-    return SeriesSet.empty(len(terms.series)).insert(entries)
+    return series.insert([entry for entry in entries if entry[0] in lacking], terms.journey)
+
+
+def _types_of(series: set[int], terms: ProfileTerms) -> list[bytes]:
+    """Return the names of the types of events and outcomes that make entries of any of some series."""
+    types = {name for name, event in terms.events.items() if not series.isdisjoint(event.series)}
+    if terms.journey is not None and terms.journey.series in series:
+        types |= {name for _, name in terms.journey.symbols}
+    return [name.encode() for name in sorted(types)]
+
+
+def keep_layout(txn: Transaction, terms: ProfileTerms) -> None:
+    """Note what a layout of series consists of, for parts that will still have it under a later catalog."""
+    txn.put(Table.META, _layout_key(terms.series_layout), b"".join(terms.series_stamps))
+
+
+def _layout_key(series_layout: bytes) -> bytes:
+    return b"series" + series_layout
 
 
 def keep_series(part: StoredPart, series: SeriesSet, terms: ProfileTerms) -> None:

@@ -1,7 +1,8 @@
 """What callers may ask about people, answered for one worker from state and log; nothing here changes anything.
 
 Each question takes one snapshot of the state, waits a little for it where the caller has seen a later record, and is
-answered from it. Whoever is forgotten is a stranger at once, projected or not.
+answered from it. Whoever is forgotten is a stranger at once, projected or not. What may take long, a whole person with
+a long history, is read and written on a thread, so that decisions go on meanwhile.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import orjson
@@ -79,13 +80,15 @@ class ProfileReader:
         """Return one golden record with a page of its timeline.
 
         Raises:
-            TsugiError: RESOURCE_NOT_FOUND, RECORD_CHECKSUM, CATALOG_MISSING, FIELD_INVALID (page token).
+            TsugiError: RESOURCE_NOT_FOUND, STATE_BEHIND, RECORD_CHECKSUM, CATALOG_MISSING, FIELD_INVALID.
         """
         token = _token("timeline_page_token", request.timeline_page_token, TOUCHPOINT_BYTES)
         await self._wait_for(request.at_least_lsn)
-        catalog = self._catalog()
+        return await asyncio.to_thread(self._get, request, token, self._catalog())
+
+    def _get(self, request: GetProfileRequest, token: bytes, catalog: Catalog) -> GetProfileResponse:
         with self._store.read() as snapshot:
-            key, stored = self._require(snapshot, request.profile_id, request.identity)
+            key, stored = self._require(snapshot, request, catalog)
             profile = describe.describe(snapshot, key, stored, catalog, self._clock_us())
             size = request.timeline_page_size
             page = describe.timeline(snapshot, stored.parts, size, token) if size else describe.Page([], "")
@@ -126,12 +129,13 @@ class ProfileReader:
         last = _token("page_token", token, REVIEW_BYTES)
         response = ListMatchReviewsResponse()
         with self._store.read() as snapshot:
+            erased = self._erased.since(read_applied(snapshot).lsn)
             after = (place for place, _ in snapshot.scan(Table.REVIEWS, start=last) if place != last)
             for n_seen, place in enumerate(after):
                 if len(response.reviews) == size or n_seen == REVIEWS_SEEN_MAX:
                     response.next_page_token = last.hex()
                     break
-                review = _review(snapshot, place)
+                review = _review(snapshot, place, erased)
                 if review is not None:
                     response.reviews.append(review)
                 last = place
@@ -141,12 +145,14 @@ class ProfileReader:
         """Return all that is known of one person as JSON.
 
         Raises:
-            TsugiError: RESOURCE_NOT_FOUND, RECORD_CHECKSUM, CATALOG_MISSING.
+            TsugiError: RESOURCE_NOT_FOUND, STATE_BEHIND, RECORD_CHECKSUM, CATALOG_MISSING.
         """
         await self._wait_for(request.at_least_lsn)
-        catalog = self._catalog()
+        return await asyncio.to_thread(self._export, request, self._catalog())
+
+    def _export(self, request: ExportProfileRequest, catalog: Catalog) -> ExportProfileResponse:
         with self._store.read() as snapshot:
-            key, stored = self._require(snapshot, request.profile_id, request.identity)
+            key, stored = self._require(snapshot, request, catalog)
             profile = describe.describe(snapshot, key, stored, catalog, self._clock_us())
             content = golden.read_parts(snapshot, stored.parts)
             touchpoints: list[Touchpoint] = []
@@ -156,21 +162,19 @@ class ProfileReader:
                 page = describe.timeline(snapshot, stored.parts, EXPORT_PAGE, bytes.fromhex(page.next_token))
                 touchpoints += page.touchpoints
             applied_lsn = read_applied(snapshot).lsn
-        records = await asyncio.to_thread(self._source_records, stored.parts)
         personal = [each.name for each in catalog.message.profile_attributes if each.personal_data]
-        document = {
-            "format": "tsugi.profile.v1",
-            "appliedLsn": applied_lsn,
-            "profile": json_format.MessageToDict(profile),
-            "consentLedger": [
-                json_format.MessageToDict(describe.consent_state(each)) for each in describe.ledger(content)
-            ],
-            "timeline": [json_format.MessageToDict(each) for each in touchpoints],
-            "sourceRecords": records,
-            "personalDataAttributes": personal,
+        ledger = map(describe.consent_state, describe.ledger(content))
+        members = {
+            "format": _written("tsugi.profile.v1"),
+            "appliedLsn": _written(applied_lsn),
+            "profile": _written(json_format.MessageToDict(profile)),
+            "consentLedger": _each_written(map(json_format.MessageToDict, ledger)),
+            "timeline": _each_written(map(json_format.MessageToDict, touchpoints)),
+            "sourceRecords": _each_written(self._source_records(stored.parts)),
+            "personalDataAttributes": _written(personal),
         }
-        json = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-        return ExportProfileResponse(json=json, applied_lsn=applied_lsn)
+        lines = [b'"%s": %s' % (name.encode(), text) for name, text in sorted(members.items())]
+        return ExportProfileResponse(json=b"{\n" + b",\n".join(lines) + b"\n}\n", applied_lsn=applied_lsn)
 
     async def erasure(self, erasure_id: bytes) -> GetErasureResponse:
         """Say how far an erasure has come.
@@ -235,14 +239,15 @@ class ProfileReader:
             await asyncio.sleep(STALE_POLL_S)
 
     def _require(
-        self, snapshot: Snapshot, profile_id: str, identity: Identity
+        self, snapshot: Snapshot, request: GetProfileRequest | ExportProfileRequest, catalog: Catalog
     ) -> tuple[bytes, repository.StoredRecord]:
         """Find one profile by its id, also a former one, or by an identity."""
+        profile_id, identity = request.profile_id, request.identity
         key: bytes | None
         if profile_id:
             key = repository.present_key(snapshot, bytes.fromhex(profile_id))
         else:
-            key = repository.find(snapshot, [lookup_key(identity, self._catalog().profiles)])
+            key = repository.find(snapshot, [lookup_key(identity, catalog.profiles)])
         try:
             stored = repository.load(snapshot, key) if key is not None else None
         except repository.CorruptProfileError as error:
@@ -250,7 +255,10 @@ class ProfileReader:
                 ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
                 "the stored profile fails its checksum; tell the operator, it is rebuilt from the log",
             ) from error
-        erased = self._erased.since(read_applied(snapshot).lsn)
+        applied_lsn = read_applied(snapshot).lsn
+        erased = self._erased.since(applied_lsn)
+        if stored is None and applied_lsn < request.at_least_lsn:
+            raise _behind(applied_lsn, request.at_least_lsn)
         if key is None or stored is None or key in erased or not erased.isdisjoint(stored.parts):
             raise not_found("profile", profile_id, "profile_id") if profile_id else nobody_known("identity")
         return key, stored
@@ -286,28 +294,48 @@ class ProfileReader:
         record = self._log.get(entry.lsn) if entry is not None else None
         return record is not None and record.kind == RecordKind.RECORD_KIND_ERASURE_ACCEPTED
 
-    def _source_records(self, keys: list[bytes]) -> list[dict[str, object]]:
+    def _source_records(self, keys: list[bytes]) -> Iterator[dict[str, object]]:
         """Read every source record about a person from the log, as it came."""
-        lsns = sorted({lsn for key in keys for lsn in self._log.about(key)})
-        records: list[dict[str, object]] = []
-        for lsn in lsns:
+        for lsn in sorted({lsn for key in keys for lsn in self._log.about(key)}):
             record = self._log.get(lsn)
             if record is None or record.is_tombstone or record.kind != RecordKind.RECORD_KIND_SOURCE_RECORD:
                 continue
             said = SourceRecordAccepted.FromString(record.payload).record
-            records.append({"lsn": lsn, "record": json_format.MessageToDict(said)})
-        return records
+            yield {"lsn": lsn, "record": json_format.MessageToDict(said)}
+
+
+def _each_written(entries: Iterable[object]) -> bytes:
+    """Write a list as JSON, each entry at once and on a line: many together would hold up everybody, and be garbage."""
+    return b"[\n" + b",\n".join(map(_written, entries)) + b"\n]"
+
+
+def _written(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _behind(applied_lsn: int, at_least_lsn: int) -> TsugiError:
+    return TsugiError(
+        ErrorReason.ERROR_REASON_STATE_BEHIND,
+        f"at_least_lsn: the state has come to {applied_lsn}, and nobody is known in it; ask again",
+        applied_lsn=applied_lsn,
+        at_least_lsn=at_least_lsn,
+    )
 
 
 def _is_named_with(reason: int) -> bool:
     return reason == LinkReason.LINK_REASON_SHARED_RECORD
 
 
-def _review(snapshot: Snapshot, place: bytes) -> MatchReview | None:
-    """Return the pair that stands in the list of reviews; None: it is of one person, judged, or stands further up."""
+def _review(snapshot: Snapshot, place: bytes, erased: frozenset[bytes]) -> MatchReview | None:
+    """Return the pair that stands in the list of reviews.
+
+    None: it is of one person, of somebody forgotten, judged, or stands further up.
+    """
     one, other = place[4 : 4 + KEY_BYTES], place[4 + KEY_BYTES :]
     nodes: list[StoredNode] = [node for key in (one, other) if (node := golden.node_of(snapshot, key)) is not None]
     if len(nodes) < 2 or nodes[0].profile_key == nodes[1].profile_key:
+        return None
+    if not erased.isdisjoint((one, other, nodes[0].profile_key, nodes[1].profile_key)):
         return None
     between = [edge for edge in nodes[0].edges if edge.other_key == other]
     if any(edge.verdict in _JUDGED for edge in between) or are_split(*nodes):

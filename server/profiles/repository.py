@@ -2,11 +2,12 @@
 
 A stored profile is flat: the facts that decisions read, as float64 columns encoded for one catalog's fact space and
 true until a stated instant; beside them what is needed to say what they are later, and the keys of the parts it was
-folded from. Where the catalog in force has another layout, the reader folds afresh from the parts.
+folded from. Where the catalog in force has another layout, or a claim has been forgotten since, the reader folds afresh
+from the parts.
 
 Layout, little-endian: u32 CRC32C of the rest, u16 version, u16 number of facts, u64 LSN of the last change, 8s layout
-stamp, i64 instant until which the facts hold, 16s key of the node that begins it, u16 number of parts, u16 number of
-attributes, u32 zero; 16s × parts, float64 × facts, i64 × attributes (expiry of each), series (see series.py).
+stamp, i64 instant until which the facts hold, i64 instant from which on they are to be folded afresh, 16s key of the
+node that begins it, u16 number of parts, 6 zeros; 16s × parts, float64 × facts, series (see series.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.catalog.catalog import Catalog, Doubles
-from server.catalog.profile_terms import Instants
 from server.profiles import derived, golden
 from server.profiles.golden import Golden
 from server.profiles.series import SeriesSet
@@ -29,8 +29,8 @@ from server.storage.store import Snapshot, Table, Transaction
 
 PROFILE_KEY_BYTES: Final = 16
 
-_VERSION: Final = 2
-_HEADER: Final = struct.Struct("<IHHQ8sq16sHHI")
+_VERSION: Final = 3
+_HEADER: Final = struct.Struct("<IHHQ8sqq16sH6x")
 
 
 class CorruptProfileError(Exception):
@@ -44,11 +44,12 @@ class StoredRecord:
         lsn: of the last change.
         layout: stamp of the fact space it was stored under.
         until_us: the first instant at which the facts are others.
+        refold_us: the first instant at which other claims may stand than those the facts were folded from.
         leader: key of the node that begins it.
     """
 
     __slots__ = (
-        "_data", "_facts_start", "_n_attributes", "_n_facts", "_n_parts", "layout", "leader", "lsn", "until_us",
+        "_data", "_facts_start", "_n_facts", "_n_parts", "layout", "leader", "lsn", "refold_us", "until_us",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -60,8 +61,8 @@ class StoredRecord:
         if len(data) < _HEADER.size:
             raise CorruptProfileError("profile record is cut short")
         (
-            crc, version, self._n_facts, self.lsn, self.layout, self.until_us, self.leader, self._n_parts,
-            self._n_attributes, _,
+            crc, version, self._n_facts, self.lsn, self.layout, self.until_us, self.refold_us, self.leader,
+            self._n_parts,
         ) = _HEADER.unpack_from(data)  # fmt: skip
         if google_crc32c.value(data[4:]) != crc or version != _VERSION:
             raise CorruptProfileError(f"profile record of version {version} fails its checksum")
@@ -79,14 +80,9 @@ class StoredRecord:
         return np.frombuffer(self._data, np.float64, self._n_facts, self._facts_start)
 
     @property
-    def expiries_us(self) -> Instants:
-        """int64[attributes]: from when on each attribute is unknown; read-only."""
-        return np.frombuffer(self._data, np.int64, self._n_attributes, self._facts_start + 8 * self._n_facts)
-
-    @property
     def series(self) -> SeriesSet:
         """The person's series; read-only views."""
-        return SeriesSet.from_bytes(self._data, self._facts_start + 8 * (self._n_facts + self._n_attributes))
+        return SeriesSet.from_bytes(self._data, self._facts_start + 8 * self._n_facts)
 
 
 def find(snapshot: Snapshot, keys: Iterable[bytes]) -> bytes | None:
@@ -125,20 +121,21 @@ def write_facts(stored: StoredRecord, catalog: Catalog, snapshot: Snapshot, now_
     Args:
         stored: the profile.
         catalog: in force.
-        snapshot: the state it was read from; its parts are read where it was stored under another layout.
+        snapshot: the state it was read from; its parts are read where it must be folded afresh.
         now_us: the instant.
         out: float64[facts], one row of a batch; the profile's part is written.
 
-    Cost: 1 µs while the stored facts hold; some 4 where time has changed them; 100 and more under another layout.
+    Cost: 1 µs while the stored facts hold; some 4 where time has changed them; 100 and more under another layout, and
+    from the instant at which a claim is forgotten until the projector sees to it.
     """
     space = catalog.space
-    if stored.layout != space.profile_layout:
+    if stored.layout != space.profile_layout or now_us >= stored.refold_us:
         folded = golden.fold_stored(snapshot, stored.parts, catalog.profiles, now_us)
         golden.evaluate(folded, catalog, now_us, out)
         return
     out[space.profile_slice] = stored.facts
     if now_us >= stored.until_us:
-        derived.of(catalog).evaluate(now_us, out, stored.expiries_us, stored.series)
+        derived.of(catalog).evaluate(now_us, out, stored.series)
 
 
 def save(
@@ -162,12 +159,10 @@ def save(
     until_us, standing_until_us = golden.evaluate(folded, catalog, now_us, facts)
     profile_facts = facts[catalog.space.profile_slice]
     header = _HEADER.pack(
-        0, _VERSION, profile_facts.size, lsn, catalog.space.profile_layout, until_us, folded.leader,
-        len(folded.parts), folded.expiries_us.size, 0,
+        0, _VERSION, profile_facts.size, lsn, catalog.space.profile_layout, until_us, folded.refold_us, folded.leader,
+        len(folded.parts),
     )  # fmt: skip
-    rest = b"".join(
-        (header[4:], *folded.parts, profile_facts.tobytes(), folded.expiries_us.tobytes(), folded.series.to_bytes())
-    )
+    rest = b"".join((header[4:], *folded.parts, profile_facts.tobytes(), folded.series.to_bytes()))
     txn.put(Table.PROFILES, profile_key, struct.pack("<I", google_crc32c.value(rest)) + rest)
     return facts, standing_until_us
 
@@ -179,5 +174,5 @@ def timestamp(instant_us: int) -> Timestamp:
 
 def members(snapshot: Snapshot, profile_key: bytes) -> Sequence[bytes]:
     """Return the keys of a profile's parts; none for a profile that is not there."""
-    stored = load(snapshot, profile_key)
+    stored = load(snapshot, profile_key) if profile_key else None
     return stored.parts if stored is not None else ()

@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from server.catalog.catalog import NOW_FACT, RULE_STACK_MAX, Bytes, Doubles, Fact, Rows
+from server.catalog.catalog import NOW_FACT, RULE_STACK_MAX, Bytes, Doubles, Fact, Mask, Rows
 from server.catalog.evaluation import YES, compare, evaluate
 from server.catalog.expressions import NO_RULES
 from server.catalog.profile_terms import (
@@ -29,12 +29,13 @@ from server.catalog.profile_terms import (
     STAGES,
     EventTerms,
     Instants,
+    JourneyColumns,
     ProfileTerms,
     Series,
 )
 from tsugi.v1.value_pb2 import Value
 
-ENTRIES_MAX: Final = 4_096  # of one series; the oldest go first
+ENTRIES_MAX: Final = 4_096  # of one series; the oldest go first, of a journey the oldest that led nowhere
 
 Entry = tuple[int, int, float]  # row of the series, instant in microseconds, number
 
@@ -100,11 +101,12 @@ class SeriesSet:
     def __hash__(self) -> int:
         return hash(self.to_bytes())
 
-    def insert(self, entries: Sequence[Entry]) -> SeriesSet:
+    def insert(self, entries: Sequence[Entry], journey: JourneyColumns | None = None) -> SeriesSet:
         """Return the set with more entries, in any order; the oldest of a series over ENTRIES_MAX are dropped.
 
         Args:
             entries: their numbers are finite. Equal ones all count: whoever hands them over knows what was repeated.
+            journey: of the layout the set was made for. The stage that its entries lead to stays what it was.
 
         Cost: 20 µs, and 0.2 more for every entry of the set.
         """
@@ -113,9 +115,9 @@ class SeriesSet:
         rows = np.array([row for row, _, _ in entries], np.int32)
         times = np.array([time for _, time, _ in entries], np.int64)
         values = np.array([value for _, _, value in entries], np.float64) + 0.0  # -0 is 0: of one order, of one form
-        return self._with(rows, times, values)
+        return self._with(rows, times, values, journey)
 
-    def merge(self, others: Iterable[SeriesSet]) -> SeriesSet:
+    def merge(self, others: Iterable[SeriesSet], journey: JourneyColumns | None = None) -> SeriesSet:
         """Return the union of this set and others of the same layout, within ENTRIES_MAX; their order is of no account.
 
         The newest of a union are the newest of the newest of its parts, so the bound does not depend on the order.
@@ -127,7 +129,20 @@ class SeriesSet:
             np.concatenate([other._rows() for other in filled]),
             np.concatenate([other.times for other in filled]),
             np.concatenate([other.values for other in filled]),
+            journey,
         )
+
+    def rearranged(self, rows: Sequence[int]) -> SeriesSet:
+        """Return a set that holds some of this set's series in other places.
+
+        Args:
+            rows: for each series of the new set its row in this one; NO_ROW: it is empty.
+        """
+        places = [slice(self.starts[row], self.starts[row + 1]) if row != NO_ROW else slice(0, 0) for row in rows]
+        starts = np.zeros(len(rows) + 1, np.int32)
+        np.cumsum([place.stop - place.start for place in places], out=starts[1:])
+        times, values = ([array[:0], *(array[place] for place in places)] for array in (self.times, self.values))
+        return SeriesSet(np.concatenate(times), np.concatenate(values), starts)
 
     def prune(self, series: Sequence[Series], log_time_us: int) -> SeriesSet:
         """Return the set without entries that are older than anything reads, by a log time.
@@ -146,16 +161,19 @@ class SeriesSet:
     def _rows(self) -> Rows:
         return np.repeat(np.arange(self.starts.size - 1, dtype=np.int32), np.diff(self.starts))
 
-    def _with(self, rows: Rows, times: Instants, values: Doubles) -> SeriesSet:
+    def _with(self, rows: Rows, times: Instants, values: Doubles, journey: JourneyColumns | None) -> SeriesSet:
         return _sorted(
             np.concatenate((self._rows(), rows)),
             np.concatenate((self.times, times)),
             np.concatenate((self.values, values)),
             self.starts.size - 1,
+            journey,
         )
 
 
-def _sorted(rows: Rows, times: Instants, values: Doubles, n_series: int) -> SeriesSet:
+def _sorted(
+    rows: Rows, times: Instants, values: Doubles, n_series: int, journey: JourneyColumns | None = None
+) -> SeriesSet:
     """Put entries in order, and keep the newest of series that have too many."""
     order = np.lexsort((values, times, rows))
     rows, times, values = rows[order], times[order], values[order]
@@ -163,11 +181,31 @@ def _sorted(rows: Rows, times: Instants, values: Doubles, n_series: int) -> Seri
     if counts.max(initial=0) > ENTRIES_MAX:
         places_from_the_end = np.repeat(np.cumsum(counts), counts) - np.arange(rows.size)
         kept = places_from_the_end <= ENTRIES_MAX
+        if journey is not None:
+            kept[rows == journey.series] = _leading(values[rows == journey.series], journey)
         rows, times, values = rows[kept], times[kept], values[kept]
         counts = np.bincount(rows, minlength=n_series)
     starts = np.zeros(n_series + 1, np.int32)
     np.cumsum(counts, out=starts[1:])
     return SeriesSet(times, values, starts)
+
+
+def _leading(symbols: Doubles, journey: JourneyColumns) -> Mask:
+    """Say which entries of a journey to keep: of too many the oldest go that led from a stage back to the same one."""
+    kept = np.ones(symbols.size, np.bool_)
+    n_over = symbols.size - ENTRIES_MAX
+    stages = [0]  # those come to without turning back
+    way: list[int] = []  # the entries that led from each of them to the next
+    for place, symbol in enumerate(symbols.astype(np.int32).tolist()):
+        if n_over <= 0:
+            break
+        way.append(place)
+        stages.append(int(journey.steps[stages[-1], symbol]))
+        first = stages.index(stages[-1])
+        kept[way[first:]] = False
+        n_over -= len(way) - first
+        del way[first:], stages[first + 1 :]
+    return kept
 
 
 def entries_of(event_type: str, instant_us: int, properties: Mapping[str, Value], terms: ProfileTerms) -> list[Entry]:

@@ -17,6 +17,8 @@ from tsugi.v1.profile_pb2 import SegmentChange, StageChange, Touchpoint
 
 PEOPLE_COUNT: Final = b"people"  # what all people are counted under
 
+_SEGMENT: Final = b"segment\0"
+
 
 class Standing:
     """Memberships and stages within one transaction, under one catalog."""
@@ -26,6 +28,8 @@ class Standing:
         terms = catalog.profiles
         end = catalog.space.profile_slice.stop
         self._segments = terms.segments.names
+        counted = (key.removeprefix(_SEGMENT).decode() for key, _ in txn.scan(Table.COUNTS, _SEGMENT))
+        self._left = [segment for segment in counted if segment not in self._segments]  # by the catalog, not by people
         self._first_segment = end - len(self._segments)
         self._journey = terms.journey
         self._stage = self._first_segment - 1
@@ -57,10 +61,11 @@ class Standing:
                 self._txn.put(Table.SEGMENTS, place, entered_us.to_bytes(8, "big"))
                 self._changes[segment_count(segment)] += 1
             elif was_in and not is_in:
-                self._txn.delete(Table.SEGMENTS, place)
-                self._changes[segment_count(segment)] -= 1
+                self._leave(segment, profile_key)
             if is_in != was_in and not (is_in and segment in inherited):
                 changes.append(Touchpoint(segment_change=SegmentChange(segment=segment, entered=is_in)))
+        for segment in self._left:
+            self._leave(segment, profile_key)
         if self._journey is not None:
             stage = self._journey.stages[int(facts[self._stage])]
             stored = self._txn.get(Table.STAGES, profile_key)
@@ -72,6 +77,8 @@ class Standing:
                 self._changes[stage_count(before)] -= 1
             if before != stage:
                 changes.append(Touchpoint(stage_change=StageChange(from_stage=before, to_stage=stage)))
+        else:
+            self._forget_stage(profile_key)
         for serial, touchpoint in enumerate(changes, start=1):
             touchpoint.occurrence_time.FromMicroseconds(record.time_us)
             touchpoint.lsn = record.lsn
@@ -81,18 +88,24 @@ class Standing:
     def drop(self, profile_key: bytes) -> dict[str, int]:
         """Forget a profile's memberships and stage; return the segments with the instants it entered them."""
         entered: dict[str, int] = {}
-        for segment in self._segments:
-            place = segment_key(segment, profile_key)
-            stored = self._txn.get(Table.SEGMENTS, place)
+        for segment in (*self._segments, *self._left):
+            stored = self._txn.get(Table.SEGMENTS, segment_key(segment, profile_key))
             if stored is not None:
                 entered[segment] = int.from_bytes(bytes(stored), "big")
-                self._txn.delete(Table.SEGMENTS, place)
-                self._changes[segment_count(segment)] -= 1
+                self._leave(segment, profile_key)
+        self._forget_stage(profile_key)
+        return entered
+
+    def _forget_stage(self, profile_key: bytes) -> None:
         stage = self._txn.get(Table.STAGES, profile_key)
         if stage is not None:
             self._changes[stage_count(bytes(stage).decode())] -= 1
             self._txn.delete(Table.STAGES, profile_key)
-        return entered
+
+    def _leave(self, segment: str, profile_key: bytes) -> None:
+        """End a membership, where there is one."""
+        if self._txn.delete(Table.SEGMENTS, segment_key(segment, profile_key)):
+            self._changes[segment_count(segment)] -= 1
 
     def count_people(self, n_more: int) -> None:
         """Count people who are new, or gone."""
@@ -118,7 +131,7 @@ def count(snapshot: Snapshot, what: bytes) -> int:
 
 def segment_count(segment: str) -> bytes:
     """Return what a segment's people are counted under."""
-    return b"segment\0" + segment.encode()
+    return _SEGMENT + segment.encode()
 
 
 def stage_count(stage: str) -> bytes:

@@ -6,6 +6,7 @@ nothing of where claims are kept, and the order in which they are handed over is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,10 +26,11 @@ def standing(
     """Order the claims to one attribute, the one that stands first.
 
     A text that could not be cleansed stands behind every clean one. Where a rule leaves claims equal, the latest
-    observed stands, then the one of the more trusted source, then the one recorded last.
+    observed stands, then the one of the more trusted source, then the one recorded last. A value that the catalog does
+    not allow any more stands nowhere.
 
     Args:
-        claims: of all parts of one person; claims of the same source and value count together.
+        claims: of all parts of one person; those alive of the same source and value count together.
         attribute: its rule and time to live.
         trust: of each source; one that is not declared any more has none.
         now_us: claims whose time to live has passed by then are left out.
@@ -36,7 +38,13 @@ def standing(
     Returns:
         New claims; empty when none is alive. Of a set that keeps all, the first is the union.
     """
-    alive = [claim for claim in _together(claims) if expires_us(claim, attribute) > now_us]
+    alive = _together(
+        [
+            claim
+            for claim in claims
+            if expires_us(claim, attribute) > now_us and not math.isnan(attribute.fact.encode(claim.value))
+        ]
+    )
     if len(alive) < 2:
         return alive
 

@@ -9,6 +9,7 @@ anew whenever either changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations, islice
 from typing import Final, NamedTuple
 
 from server.catalog.catalog import Catalog
@@ -16,22 +17,36 @@ from server.catalog.profile_terms import Source
 from server.profiles import golden, matching, parts, repository, survivorship
 from server.profiles.audit import SourceCounts
 from server.profiles.graph import Graph, Regrouped, Said
-from server.profiles.identity import Named, anchor_of, identity_key, leader_of, link_rule, named_all, review_key
+from server.profiles.identity import (
+    Named,
+    anchor_of,
+    edge_to,
+    identity_key,
+    leader_of,
+    link_rule,
+    named_all,
+    review_key,
+)
 from server.profiles.series import SeriesSet, entries_of, outcome_entries
 from server.profiles.standing import Standing
 from server.storage.record import Record
 from server.storage.store import Table, Transaction
-from tsugi.log.v1.record_pb2 import DecisionRecord, ErasureAccepted, LinkStated, OutcomeRecord, ProfileSplit
+from tsugi.log.v1.record_pb2 import DecisionRecord, ErasureAccepted, LinkStated, OutcomeRecord, ProfileSplit, RecordKind
 from tsugi.log.v1.state_pb2 import StoredContact, StoredNode, StoredPart
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_service_pb2 import DecideRequest
-from tsugi.v1.profile_pb2 import DecisionTouchpoint, OutcomeTouchpoint, SourceEvent, Touchpoint
-from tsugi.v1.profile_service_pb2 import LinkVerdict, SourceRecord
+from tsugi.v1.profile_pb2 import DecisionTouchpoint, LinkReason, OutcomeTouchpoint, SourceEvent, Touchpoint
+from tsugi.v1.profile_service_pb2 import SourceRecord
 
 DAY_US: Final = 86_400 * 1_000_000
 RETENTION_US: Final = 400 * DAY_US  # of what is no event
-TIMERS_MAX: Final = 256  # looked after at one record; the others at the next
+TIMERS_AT_A_TICK: Final = 512  # when nothing else is to be done; the others at the next record
+TIMERS_AT_A_RECORD: Final = 2
+REPEATS_MAX: Final = 64  # events of one instant that another one is compared with, the last that came
 BLOCK_PARTS_MAX: Final = matching.BLOCK_PARTS_MAX
+
+_STATED: Final = LinkReason.LINK_REASON_STATED
+_MATCHED: Final = LinkReason.LINK_REASON_MATCHED
 
 
 class NotApplicableError(Exception):
@@ -107,12 +122,17 @@ class ProfileWriter:
             NotApplicableError: one of them is not known.
         """
         one, other = identity_key(link.identity), identity_key(link.other_identity)
-        if self._graph.node(one) is None or self._graph.node(other) is None:
+        node = self._graph.node(one)
+        if node is None or self._graph.node(other) is None:
             raise NotApplicableError("an identity of the link is not known")
+        before = edge_to(node, other, _STATED)
+        if before is not None and before.weight:
+            self._txn.delete(Table.REVIEWS, review_key(before.weight, one, other))
         said = Said(record.lsn, record.time_us, link.stated_by)
         touched = self._graph.state(one, other, link.verdict, link.weight, said)
-        if link.verdict == LinkVerdict.LINK_VERDICT_PROPOSED and link.weight >= self._terms.matching.review_weight_min:
-            self._txn.put(Table.REVIEWS, review_key(link.weight, one, other), b"\0")
+        stands = edge_to(node, other, _STATED)
+        if stands is not None and stands.weight and stands.weight >= self._terms.matching.review_weight_min:
+            self._txn.put(Table.REVIEWS, review_key(stands.weight, one, other), b"\0")
         self._refold(touched, [], record)
 
     def apply_split(self, record: Record, split: ProfileSplit) -> None:
@@ -178,9 +198,15 @@ class ProfileWriter:
         lsns = {touchpoint.lsn for key in nodes for touchpoint in parts.touchpoints(self._txn, key)}
         for profile_key in sorted({node.profile_key for node in known}):
             self._drop_profile(profile_key)
-        for key in sorted(nodes):
-            self._drop_part(key)
-        self._refold(self._graph.forget(nodes), [], record)
+        said = Said(record.lsn, record.time_us, "")
+        touched = {other for key in sorted(nodes) for other in self._drop_part(key, said)} - nodes
+        neighbours = self._graph.forget(nodes)
+        strangers = [key for key in neighbours if not self._graph.known(key).edges and not self._is_recorded(key)]
+        for key in strangers:  # nobody but the person ever named them
+            self._drop_profile(self._graph.known(key).profile_key)
+            self._drop_part(key, said)
+        self._graph.forget(strangers)
+        self._refold(sorted(touched.union(neighbours) - set(strangers)), [], record)
         return Forgotten(sorted(nodes), sorted(profiles), sorted(lsns))
 
     def pass_time(self, record: Record) -> None:
@@ -191,10 +217,11 @@ class ProfileWriter:
         if record.time_us < self._next_timer_us:
             return
         due: list[bytes] = []
+        due_max = TIMERS_AT_A_TICK if record.kind == RecordKind.RECORD_KIND_TICK else TIMERS_AT_A_RECORD
         self._next_timer_us = survivorship.NEVER_US
         for key, _ in self._txn.scan(Table.TIMERS):
             due_us = int.from_bytes(key[:8], "big")
-            if due_us > record.time_us or len(due) == TIMERS_MAX:
+            if due_us > record.time_us or len(due) == due_max:
                 self._next_timer_us = due_us
                 break
             due.append(key[8:])
@@ -271,13 +298,20 @@ class ProfileWriter:
             ((_, self._parts[key]),) = golden.read_parts(self._txn, [key])
         return self._parts[key]
 
+    def _is_recorded(self, key: bytes) -> bool:
+        """Say whether anything is recorded under a node."""
+        return key in self._changed_parts or self._txn.get(Table.PARTS, key) is not None
+
     def _series_of(self, key: bytes) -> SeriesSet:
         if key not in self._series:
-            self._series[key] = parts.series_of(self._txn, key, self._part(key), self._terms)
+            part = self._part(key)
+            self._series[key] = parts.series_of(self._txn, key, part, self._terms)
+            if part.series_layout not in {b"", self._terms.series_layout}:
+                self._changed_parts.add(key)  # what they were made from may be gone before anything else changes
         return self._series[key]
 
     def _insert(self, key: bytes, entries: list[tuple[int, int, float]], now_us: int) -> None:
-        series = self._series_of(key).insert(entries)
+        series = self._series_of(key).insert(entries, self._terms.journey)
         self._series[key] = series.prune(self._terms.series, now_us)
         self._changed_parts.add(key)
 
@@ -293,9 +327,8 @@ class ProfileWriter:
         if instant_us + declared.retention_us <= record.time_us:
             return False
         at_that_instant = parts.touchpoint_key(key, instant_us, 0)[:24]
-        is_repeated = any(
-            Touchpoint.FromString(value).event == event for _, value in self._txn.scan(Table.TIMELINE, at_that_instant)
-        )
+        others = islice(self._txn.scan(Table.TIMELINE, at_that_instant, reverse=True), REPEATS_MAX)
+        is_repeated = any(Touchpoint.FromString(value).event == event for _, value in others)
         channel = declared.channel or source.channel
         self._add_touchpoint(key, instant_us, channel, record.lsn, Touchpoint(event=event), declared.retention_us)
         entries = entries_of(said.event.type, instant_us, said.event.properties, self._terms)
@@ -338,6 +371,7 @@ class ProfileWriter:
         if not part.forget_us or part.forget_us > record.time_us:
             return
         part.forget_us = 0
+        series = self._series_of(key)  # before the timeline changes, as above
         for place, value in list(self._txn.scan(Table.TIMELINE, key)):
             touchpoint = Touchpoint.FromString(value)
             declared = self._terms.events.get(touchpoint.event.event.type)
@@ -347,7 +381,7 @@ class ProfileWriter:
                 self._txn.delete(Table.TIMELINE, place)
             elif not part.forget_us or forget_us < part.forget_us:
                 part.forget_us = forget_us
-        self._series[key] = self._series_of(key).prune(self._terms.series, record.time_us)
+        self._series[key] = series.prune(self._terms.series, record.time_us)
         self._changed_parts.add(key)
 
     def _is_over(self, attribute: str, time_us: int, now_us: int) -> bool:
@@ -363,16 +397,11 @@ class ProfileWriter:
         self._comparables.pop(key, None)
         mine = self._comparable(key)
         blocks = sorted(set(matching.blocking_keys(self._fields, mine)))
-        for block in set(node.blocks) - set(blocks):
-            self._txn.delete(Table.BLOCKS, block + key)
-        candidates: set[bytes] = set()
-        for block in blocks:
-            members = self._block(block)
-            if len(members) <= BLOCK_PARTS_MAX:
-                candidates.update(members)
-            self._txn.put(Table.BLOCKS, block + key, b"\0")
+        left, entered = set(node.blocks) - set(blocks), set(blocks) - set(node.blocks)
         del node.blocks[:]
         node.blocks.extend(blocks)
+        touched = self._move(key, left, entered, said)
+        candidates = {other for members in map(self._block, blocks) if _says(members) for other in members}
         candidates.discard(key)
         weights = {}
         for other in sorted(candidates):
@@ -380,15 +409,55 @@ class ProfileWriter:
             if weight >= self._terms.matching.review_weight_min:
                 weights[other] = weight
         self._review(key, node, weights)
-        return self._graph.match(key, weights, said)
+        return touched + self._graph.match(key, weights, said)
+
+    def _move(self, key: bytes, left: Iterable[bytes], entered: Iterable[bytes], said: Said) -> list[bytes]:
+        """Take a part out of blocks and put it into others; return the nodes whose people may differ now.
+
+        Whoever stands in a block that has become small enough is compared, and what rests on none but blocks that have
+        become too large is taken back: who came first is without effect.
+        """
+        for block in left:
+            self._txn.delete(Table.BLOCKS, block + key)
+        for block in entered:
+            self._txn.put(Table.BLOCKS, block + key, b"\0")
+        opened = [members for members in map(self._block, left) if len(members) == BLOCK_PARTS_MAX]
+        closed = [members for members in map(self._block, entered) if len(members) == BLOCK_PARTS_MAX + 1]
+        return self._compare(opened, said) + self._take_back(set().union(*closed), said)
+
+    def _compare(self, blocks: Iterable[Sequence[bytes]], said: Said) -> list[bytes]:
+        """Match all who stand in one of some blocks together. Cost: up to 30 ms a block."""
+        touched: list[bytes] = []
+        for one, other in sorted({pair for block in blocks for pair in combinations(block, 2)}):
+            if edge_to(self._graph.known(one), other, _MATCHED) is None:
+                weight = matching.weight(self._fields, self._comparable(one), self._comparable(other))
+                if weight >= self._terms.matching.review_weight_min:
+                    self._txn.put(Table.REVIEWS, review_key(weight, one, other), b"\0")
+                    self._graph.match_one(one, other, weight, said)
+                    touched += [one, other]
+        return touched
+
+    def _take_back(self, keys: set[bytes], said: Said) -> list[bytes]:
+        """Take back matches among some parts that share no block any more that says anything."""
+        touched: list[bytes] = []
+        says: dict[bytes, bool] = {}
+        for one in sorted(keys):
+            node = self._graph.known(one)
+            weights = {edge.other_key: edge.weight for edge in node.edges if edge.reason == _MATCHED}
+            blocks = set(node.blocks)
+            for other in sorted(weights.keys() & keys):
+                shared = blocks.intersection(self._graph.known(other).blocks)
+                says |= {block: _says(self._block(block)) for block in shared - says.keys()}
+                if not any(says[block] for block in shared):
+                    self._txn.delete(Table.REVIEWS, review_key(weights[other], one, other))
+                    self._graph.match_one(one, other, None, said)
+                    touched += [one, other]
+        return touched
 
     def _block(self, block: bytes) -> list[bytes]:
-        members: list[bytes] = []
-        for place, _ in self._txn.scan(Table.BLOCKS, block):
-            members.append(place[len(block) :])
-            if len(members) > BLOCK_PARTS_MAX:
-                break
-        return members
+        """Return who stands in a block; of more than BLOCK_PARTS_MAX two more, to see when it gets there."""
+        places = islice(self._txn.scan(Table.BLOCKS, block), BLOCK_PARTS_MAX + 2)
+        return [place[len(block) :] for place, _ in places]
 
     def _review(self, key: bytes, node: StoredNode, weights: dict[bytes, float]) -> None:
         """Keep the list of pairs to review in step with a node's matches."""
@@ -411,21 +480,16 @@ class ProfileWriter:
             row = self._terms.attribute_rows.get(name)
             if row is None or not self._terms.attributes[row].meaning:
                 continue
-            ranked = survivorship.standing(claims, self._terms.attributes[row], trust, 0)
+            ranked = survivorship.standing(claims, self._terms.attributes[row], trust, -survivorship.NEVER_US)
             if ranked and not ranked[0].uncleansed:
                 texts[name] = ranked[0].value.text_value
         return texts
-
-    def _weight_between(self, ones: Sequence[bytes], others: Sequence[bytes]) -> float:
-        return matching.weight_between(
-            self._fields, [self._comparable(key) for key in ones], [self._comparable(key) for key in others]
-        )
 
     # People.
 
     def _refold(self, touched: Sequence[bytes], keys: Iterable[bytes], record: Record) -> None:
         """Fold anew the people of nodes that were touched, and those that nodes belong to."""
-        regrouped = self._graph.regroup(touched, self._weight_between) if touched else Regrouped({}, [])
+        regrouped = self._graph.regroup(touched, self._fields, self._comparable) if touched else Regrouped({}, [])
         inherited: dict[str, int] = {}
         for profile_key in regrouped.gone:
             inherited |= self._drop_profile(profile_key)
@@ -448,8 +512,7 @@ class ProfileWriter:
         dues = [part.forget_us for _, part, _ in content if part.forget_us]
         if self._standing.is_declared:
             dues.append(change_us)
-        expiries = folded.expiries_us
-        dues.append(int(expiries.min()) if expiries.size else survivorship.NEVER_US)
+        dues.append(folded.refold_us)
         # Not before the next microsecond: whatever is due by now has just been seen to.
         self._set_timer(profile_key, max(min(dues), record.time_us + 1))
 
@@ -475,12 +538,13 @@ class ProfileWriter:
         self._set_timer(profile_key, survivorship.NEVER_US)
         return self._standing.drop(profile_key)
 
-    def _drop_part(self, key: bytes) -> None:
-        """Remove everything recorded under a node."""
+    def _drop_part(self, key: bytes, said: Said) -> list[bytes]:
+        """Remove everything recorded under a node; return the nodes whose people may differ now."""
         node = self._graph.known(key)
-        self._review(key, node, {})
-        for block in node.blocks:
-            self._txn.delete(Table.BLOCKS, block + key)
+        for edge in node.edges:
+            if edge.weight:
+                self._txn.delete(Table.REVIEWS, review_key(edge.weight, key, edge.other_key))
+        touched = self._move(key, node.blocks, (), said)
         for table in (Table.TIMELINE, Table.CONTACTS):
             for place, _ in list(self._txn.scan(table, key)):
                 self._txn.delete(table, place)
@@ -488,6 +552,7 @@ class ProfileWriter:
         for cache in (self._parts, self._series, self._comparables):
             cache.pop(key, None)
         self._changed_parts.discard(key)
+        return touched
 
     def _count_conflicts(self, key: bytes, said: SourceRecord, source: Source) -> None:
         """Count the attributes in which a record differs from what stands from other sources."""
@@ -500,12 +565,19 @@ class ProfileWriter:
         claims = golden.claims_by_attribute(content)
         trust = golden.trust_of(self._terms)
         for name in sorted(said.attributes):
-            others = [claim for claim in claims.get(name, ()) if claim.source != source.name]
-            if not others:
+            row = self._terms.attribute_rows.get(name)
+            if row is None:
                 continue
-            attribute = self._terms.attributes[self._terms.attribute_rows[name]]
+            others = [claim for claim in claims.get(name, ()) if claim.source != source.name]
+            ranked = survivorship.standing(others, self._terms.attributes[row], trust, -survivorship.NEVER_US)
+            if not ranked:
+                continue
             mine = [claim for claim in claims[name] if claim.source == source.name]
-            standing = survivorship.standing(others, attribute, trust, 0)[0]
             latest = max(mine, key=lambda claim: (claim.time_us, claim.lsn))
-            if latest.value != standing.value:
+            if latest.value != ranked[0].value:
                 self._counts.conflict(source.name, name)
+
+
+def _says(block: Sequence[bytes]) -> bool:
+    """Say whether what the members of a block share is rare enough to compare them."""
+    return len(block) <= BLOCK_PARTS_MAX

@@ -41,11 +41,8 @@ class OutcomeServicer:
     ) -> BatchReportOutcomesResponse:
         """See OutcomeService.BatchReportOutcomes."""
         validate.at_most("outcomes", len(request.outcomes), validate.BATCH_MAX)
-        now_us = self._clock_us()
-        items = [
-            validate.checked(outcome, partial(validate.report_outcome, now_us=now_us)) for outcome in request.outcomes
-        ]
-        results = await self._ingest.report(items)
+        check = partial(validate.report_outcome, now_us=self._clock_us())
+        results = await self._ingest.report(validate.checked(outcome, check) for outcome in request.outcomes)
         return BatchReportOutcomesResponse(
             results=[
                 ReportOutcomeResult(error=item_error(result))

@@ -168,10 +168,9 @@ class ProfileServicer:
         given = list(records)
         validate.at_most("records", len(given), validate.BATCH_MAX)
         check = partial(validate.source_record, now_us=self._clock_us())
-        items = [validate.checked(record, check) for record in given]
         results: list[IngestRecordResult] = []
         highest_lsn = 0
-        for result in await self._ingest.ingest(items):
+        for result in await self._ingest.ingest(validate.checked(record, check) for record in given):
             if isinstance(result, TsugiError):
                 results.append(IngestRecordResult(error=item_error(result)))
             else:

@@ -73,7 +73,11 @@ _BY_CODE: Final = {
         ErrorReason.ERROR_REASON_LOG_MAP_FULL,
         ErrorReason.ERROR_REASON_UPLOAD_BUSY,
     ),
-    grpc.StatusCode.UNAVAILABLE: (ErrorReason.ERROR_REASON_LOG_UNAVAILABLE, ErrorReason.ERROR_REASON_DRAINING),
+    grpc.StatusCode.UNAVAILABLE: (
+        ErrorReason.ERROR_REASON_LOG_UNAVAILABLE,
+        ErrorReason.ERROR_REASON_DRAINING,
+        ErrorReason.ERROR_REASON_STATE_BEHIND,
+    ),
     grpc.StatusCode.DEADLINE_EXCEEDED: (ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT,),
     grpc.StatusCode.DATA_LOSS: (ErrorReason.ERROR_REASON_RECORD_CHECKSUM,),
     grpc.StatusCode.INTERNAL: (ErrorReason.ERROR_REASON_INTERNAL_ERROR,),

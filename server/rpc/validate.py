@@ -219,7 +219,7 @@ def plain(path: str, text: str) -> None:
     """Refuse control characters and marks that turn the direction of writing."""
     if text.isascii() and text.isprintable():
         return
-    if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn"} for character in text):
+    if any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn"} for character in set(text)):
         raise field_invalid(path, "control and format characters are not allowed")
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 class Table(Enum):
     """The tables of the state store."""
 
-    META = "meta"  # applied LSN, catalog in force, how far the last sweep came
+    META = "meta"  # applied LSN, catalog in force, how far the last sweep came, what layouts of series consist of
     PROFILES = "profiles"  # profile key → flat profile record
     IDENTITIES = "identities"  # identity key → key of the profile it leads to
     NODES = "nodes"  # identity key → StoredNode

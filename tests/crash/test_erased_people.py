@@ -215,7 +215,6 @@ def test_everything_said_of_the_person_is_found_before_and_no_byte_of_it_after(e
     assert held(search(erased.server, erased.profile_ids)) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a household's node stays in the state although nobody is left who named it")
 def test_household_that_nobody_else_named_is_gone_too(erased: Erased) -> None:
     assert held(files_with(erased.server.data, [CANARY.household[1]])) == {}
 

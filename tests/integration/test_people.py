@@ -713,3 +713,13 @@ def test_refused_call_keeps_no_file_of_the_state_before_an_erasure_open(running:
         "the erasure is fulfilled",
     )
     until(lambda: not old_files(running), "every role lets go of the old files")
+
+
+def test_who_is_not_projected_yet_is_not_called_unknown(client: Client) -> None:
+    nobody = ("customer_number", "not yet")
+    at_least_lsn = client.count_people().applied_lsn + 1_000_000
+    with pytest.raises(CallError) as caught:
+        client.get_profile(identity=nobody, at_least_lsn=at_least_lsn)
+    assert caught.value.reason == "ERROR_REASON_STATE_BEHIND"
+    assert caught.value.metadata["at_least_lsn"] == str(at_least_lsn)
+    assert refused(lambda: client.get_profile(identity=nobody)) == "ERROR_REASON_RESOURCE_NOT_FOUND"

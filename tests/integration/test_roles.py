@@ -115,7 +115,7 @@ def sees_what_it_wrote(client: Client, person: str) -> bool:
         try:
             return is_there()
         except CallError as error:
-            assert error.code is grpc.StatusCode.NOT_FOUND
+            assert error.reason in {"ERROR_REASON_STATE_BEHIND", "ERROR_REASON_RESOURCE_NOT_FOUND"}
             return False
 
     until(is_there_or_unknown, "the profile is projected", REPLACED_S_MAX)

@@ -72,6 +72,8 @@ def test_weight_between_people_depends_on_no_order(
     rng.shuffle(ones)
     rng.shuffle(others)
     assert weight_between(FIELDS, others, ones) == bits
+    assert weight_between(FIELDS, matching.together(ones), matching.together(others)) == bits
+    assert matching.together([*matching.together(ones[:1]), *ones[1:]]) == matching.together(ones)
 
 
 EDGES = st.lists(

@@ -33,9 +33,10 @@ from tsugi.v1.profile_pb2 import Consent, Event
 
 MAP_BYTES = 1 << 26
 
-PEOPLE = {each["name"]: each for each in json_format.MessageToDict(CATALOG.message)["profileAttributes"]}
+WHOLE = json_format.MessageToDict(CATALOG.message)
+PEOPLE = {each["name"]: each for each in WHOLE["profileAttributes"]}
 OTHERS = [
-    {"age": {"type": "ATTRIBUTE_TYPE_NUMBER", "maximum": 50}, "city": {"survivorship": "SURVIVORSHIP_LONGEST"}},
+    {"age": {"maximum": 50, "timeToLive": "3600s"}, "city": {"survivorship": "SURVIVORSHIP_LONGEST"}},
     {"tier": {"allowedValues": ["gold", "silver"]}, "mood": {"type": "ATTRIBUTE_TYPE_NUMBER"}},
 ]
 CATALOGS = [
@@ -43,6 +44,7 @@ CATALOGS = [
     # The same attributes, folded and coded otherwise; fewer segments, and an address whoever shares it may link by.
     people_catalog(profileAttributes=[each | OTHERS[0].get(name, {}) for name, each in PEOPLE.items()], segments=[]),
     people_catalog(
+        windows=[each for each in reversed(WHOLE["windows"]) if each["name"] != "purchases_hour"],
         profileAttributes=[each | OTHERS[1].get(name, {}) for name, each in reversed(PEOPLE.items())],
         identityNamespaces=[
             {"name": name}
@@ -107,6 +109,11 @@ def _split(named: list[tuple[str, str]], n_leaving: int) -> Step:
     return lambda history: history.split(named[:n_leaving], named[n_leaving:])
 
 
+def _wait(history: History) -> object:
+    history.now_us += 3_600 * SECOND_US
+    return history.tick()
+
+
 def _forget(number: int, named: list[tuple[str, str]]) -> Step:
     return lambda history: history.forget(bytes(15) + bytes([number]), named)
 
@@ -142,6 +149,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.builds(lambda kind: lambda history: history.record(kind, b"\xff\xff"), st.sampled_from(KINDS)),
     st.just(lambda history: history.assign_champion()),
     st.just(lambda history: history.tick()),
+    st.just(_wait),
 )  # fmt: skip
 HISTORIES = st.lists(st.tuples(STEPS, st.integers(-SECOND_US, SECOND_US)), max_size=25)
 SPLITS = st.lists(st.integers(1, 7), min_size=1, max_size=6)

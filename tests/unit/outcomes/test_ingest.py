@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from server.catalog.catalog import Catalog
 from server.errors import TsugiError, field_invalid
+from server.outcomes import ingest
 from server.outcomes.ingest import CLOCK_SKEW_US, Accepted, Ingest
 from server.outcomes.projector import Projector
 from server.profiles.identity import identity_key
@@ -408,6 +409,36 @@ async def test_one_bad_source_record_of_five_hundred_is_refused_alone(desk: Desk
     results = await desk.ingest.ingest(records)
     assert refusal(results[499]) == ("RESOURCE_NOT_FOUND", "identities[0].namespace")
     assert [result.lsn for result in results[:499] if isinstance(result, Accepted)] == list(range(2, 501))
+
+
+async def test_others_have_their_turn_between_the_steps_of_a_batch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "STEP_S", 0.0)
+    n_turns, turns = 0, []
+
+    async def others() -> None:
+        nonlocal n_turns
+        while True:
+            n_turns += 1
+            await asyncio.sleep(0)
+
+    def records() -> Iterator[SourceRecord]:
+        for i in range(20):
+            turns.append(n_turns)
+            yield said(i)
+
+    busy = asyncio.create_task(others())
+    await desk.ingest.ingest(records())
+    busy.cancel()
+    assert turns == sorted(set(turns)), "somebody had a turn before each record but the first"
+
+
+async def test_batches_are_recorded_in_the_order_in_which_they_came(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "STEP_S", 0.0)
+    batches = [[said(i) for i in range(20)], [said(20)], [said(i) for i in range(21, 30)]]
+    results = await asyncio.gather(*map(desk.ingest.ingest, batches))
+    assert [each.lsn for result in results for each in result if isinstance(each, Accepted)] == list(range(2, 32))
 
 
 async def test_repeat_is_a_duplicate_whatever_the_catalog_says_by_now(desk: Desk) -> None:

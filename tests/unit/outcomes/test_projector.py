@@ -122,7 +122,8 @@ def test_events_without_an_instant_have_log_time(world: World) -> None:
 def test_identities_beyond_those_of_one_person_are_somebody_else(world: World) -> None:
     lsn = world.history.know({"customer_number": "1"})
     for i in range(64):
-        world.history.know(ANNA | {"browser_id": str(i)})
+        world.history.know({"browser_id": str(i)})
+        world.history.link(("customer_number", "1"), ("browser_id", str(i)))
     world.history.know(ANNA, {"age": 5.0})
     world.project()
     profile = world.profile(world.history.profile_key(lsn))

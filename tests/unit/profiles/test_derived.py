@@ -86,16 +86,12 @@ class Seen:
         return float(self.facts[self.catalog.space.index[f"profile.{name}"]])
 
 
-def look(now_us: int, series: SeriesSet, catalog: Catalog = PLAIN, **attributes: tuple[float, int]) -> Seen:
-    """Evaluate; attributes are given as their number and the instant at which it is forgotten."""
-    terms = catalog.profiles
+def look(now_us: int, series: SeriesSet, catalog: Catalog = PLAIN, **attributes: float) -> Seen:
+    """Evaluate; attributes are given as their number."""
     facts = np.full(len(catalog.space.facts), math.nan)
-    expiries_us = np.full(len(terms.attributes), NEVER_US, np.int64)
-    for name, (number, forgotten_us) in attributes.items():
+    for name, number in attributes.items():
         facts[catalog.space.index[f"profile.{name}"]] = number
-        expiries_us[terms.attribute_rows[name]] = forgotten_us
-    expiries_us.flags.writeable = False
-    return Seen(facts, *derived.of(catalog).evaluate(now_us, facts, expiries_us, series), catalog)
+    return Seen(facts, *derived.of(catalog).evaluate(now_us, facts, series), catalog)
 
 
 def history(*events: tuple[int, str, dict[str, PyValue]], catalog: Catalog = PLAIN) -> SeriesSet:
@@ -140,9 +136,7 @@ def test_nothing_happened_counts_nothing_and_knows_nothing() -> None:
 
 def test_context_is_left_alone() -> None:
     facts = np.full(len(PLAIN.space.facts), 7.0)
-    expiries_us = np.full(3, NEVER_US, np.int64)
-    expiries_us.flags.writeable = False
-    derived.of(PLAIN).evaluate(NOON_US, facts, expiries_us, EMPTY)
+    derived.of(PLAIN).evaluate(NOON_US, facts, EMPTY)
     assert facts[PLAIN.space.profile_slice.stop :].tolist() == [7.0]
     assert facts[1:4].tolist() == [7.0] * 3
 
@@ -240,19 +234,6 @@ class TestOpen:
         assert look(NOON_US, history(checkout(NOON_US)))["n_open"] == 0.0
 
 
-class TestAttributes:
-    def test_attribute_is_unknown_from_the_instant_at_which_it_is_forgotten(self) -> None:
-        until_us = NOON_US + 5
-        assert look(until_us - 1, EMPTY, mood=(3.0, until_us))["mood"] == 3.0
-        assert math.isnan(look(until_us, EMPTY, mood=(3.0, until_us))["mood"])
-
-    def test_forgetting_is_the_next_change(self) -> None:
-        seen = look(NOON_US, EMPTY, mood=(3.0, NOON_US + 5), age=(30.0, NOON_US + 9))
-        assert (seen.until_us, seen.standing_until_us) == (NOON_US + 5, NOON_US + 5)
-        gone = look(NOON_US + 9, EMPTY, mood=(3.0, NOON_US + 5), age=(30.0, NOON_US + 9))
-        assert (gone.until_us, gone.standing_until_us) == (NEVER_US, NEVER_US)
-
-
 class TestJourney:
     def test_stage_follows_touchpoints_in_the_order_of_their_time(self) -> None:
         terms = PLAIN.profiles
@@ -278,7 +259,7 @@ class TestSegments:
         catalog = shop(("adult", "profile.age >= 18.0"), ("child", "!(profile.age >= 18.0)"))
         empty = history(catalog=catalog)
         for number, wanted in ((math.nan, [0.0, 0.0]), (18.0, [1.0, 0.0]), (17.0, [0.0, 1.0])):
-            seen = look(NOON_US, empty, catalog, age=(number, NEVER_US))
+            seen = look(NOON_US, empty, catalog, age=number)
             assert [seen["adult"], seen["child"]] == wanted
 
     def test_segment_reads_windows_and_stage_of_the_same_instant(self) -> None:
@@ -308,7 +289,7 @@ class TestSegments:
         told = history(cart(NOON_US), catalog=catalog)
 
         def at(instant_us: int) -> Seen:
-            return look(instant_us, told, catalog, born=(float(NOON_US), NEVER_US), age=(30.0, NEVER_US))
+            return look(instant_us, told, catalog, born=float(NOON_US), age=30.0)
 
         instant_us, looks = NOON_US + SECOND_US, 0
         assert at(instant_us)["it"] == before
@@ -327,15 +308,14 @@ class TestSegments:
         assert seen.standing_until_us == NEVER_US
         assert seen.until_us == ALWAYS_US
 
-    def test_recencies_whose_distance_is_that_of_the_rule_are_never_relied_on(self) -> None:
-        """Their difference is the same at all times but for its last bit, and on that bit the rule may turn."""
-        catalog = shop(("close", "profile.since_view - profile.since_cart <= 0.7"))
+    @pytest.mark.parametrize(("operator", "holds"), [("<=", 1.0), ("==", 1.0), ("<", 0.0), ("!=", 0.0)])
+    def test_recencies_whose_distance_is_that_of_the_rule_never_waver(self, operator: str, holds: float) -> None:
+        """Their difference is the same at all times but for its last bit; time is not spent looking at that."""
+        catalog = shop(("close", f"profile.since_view - profile.since_cart {operator} 0.7"))
         told = history(view(NOON_US), cart(NOON_US + 700_000), catalog=catalog)
-        instants = [NOON_US + 700_000 + i * 1_234_567 for i in range(400)]
-        verdicts = [look(instant_us, told, catalog)["close"] for instant_us in instants]
-        assert set(verdicts) == {0.0, 1.0}
-        for instant_us in instants:
-            assert look(instant_us, told, catalog).standing_until_us == instant_us + 1
+        for instant_us in range(NOON_US + 700_000, NOON_US + 500 * SECOND_US, 1_234_567):
+            seen = look(instant_us, told, catalog)
+            assert (seen["close"], seen.standing_until_us) == (holds, NOON_US + 600 * SECOND_US)
 
     def test_recencies_of_one_instant_are_equal_for_good(self) -> None:
         catalog = shop(("both", "profile.since_view == profile.since_cart"))

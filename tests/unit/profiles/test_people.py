@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from server.profiles import describe, repository
@@ -14,6 +16,7 @@ from tsugi.log.v1.state_pb2 import StoredErasure
 from tsugi.requests import PyValue, consent, decide_request, event, source_record
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.profile_pb2 import ConsentDecision, Event, Touchpoint
+from tsugi.v1.value_pb2 import Money
 
 ANNA, BERTA = ("customer_number", "1"), ("customer_number", "2")
 EMAIL = ("email", "anna@shop.example")
@@ -85,7 +88,7 @@ def test_email_of_a_whole_town_joins_nobody() -> None:
     assert {len(group) for group in people.groups()} == {1}
     node = people.nodes()[identity_key(Identity(namespace=EMAIL[0], value=EMAIL[1]))]
     assert node.too_shared
-    assert len(node.edges) == 4, "three others are allowed, the fourth settles it, more are not kept"
+    assert len(node.edges) == 200, "who else it stands beside is noted: each of them counts it"
     assert people.key_of(*EMAIL) is None
 
 
@@ -282,6 +285,74 @@ def test_open_complaint_is_shown_until_it_is_solved() -> None:
     people.say(source_record("2", "crm", [ANNA], event=event("solved", {"ticket": "t-1"}, occurrence_time=at(-10))))
     people.project()
     assert not people.profile(*ANNA).open_matters
+
+
+def complained(ticket: str, seconds: float, **properties: PyValue) -> Event:
+    return event("complaint", {"ticket": ticket} | properties, occurrence_time=at(seconds))
+
+
+def test_matters_shown_are_those_that_the_windows_count() -> None:
+    window = {"kind": "WINDOW_KIND_OPEN", "eventType": "complaint", "property": "ticket", "closingEventType": "solved"}
+    properties = [
+        {"name": "ticket", "type": "ATTRIBUTE_TYPE_TEXT"},
+        {"name": "urgent", "type": "ATTRIBUTE_TYPE_BOOL"},
+    ]
+    people = People(
+        people_catalog(
+            eventTypes=[
+                {"name": "purchase", "properties": [{"name": "total", "type": "ATTRIBUTE_TYPE_NUMBER"}]},
+                {"name": "complaint", "properties": properties},
+                {"name": "solved", "properties": properties},
+            ],
+            windows=[
+                window | {"name": "day", "span": "86400s"},
+                window | {"name": "hour", "span": "3600s"},
+                window | {"name": "urgent", "span": "86400s", "filter": "event.urgent"},
+                window | {"name": "visit", "session": True},
+            ],
+            segments=[],
+        )
+    )
+    events = [
+        complained("of yesterday", -DAY_US / SECOND_US),
+        complained("of last visit", -7_200, urgent=True),
+        complained("solved", -60, urgent=True),
+        event("solved", {"ticket": "solved"}, occurrence_time=at(-30)),
+        complained("now", -20, urgent=False),
+        complained("later", 20),
+    ]
+    people.say(*(source_record(str(i), "crm", [ANNA], event=each) for i, each in enumerate(events)))
+    people.project()
+    profile = people.profile(*ANNA)
+    assert [(each.window, each.event.properties["ticket"].text_value) for each in profile.open_matters] == [
+        ("day", "now"), ("hour", "now"), ("visit", "now"), ("day", "of last visit"), ("urgent", "of last visit"),
+    ]  # fmt: skip
+
+
+def test_last_amount_and_last_instant_of_all_are_told() -> None:
+    properties = [
+        {"name": "paid", "type": "ATTRIBUTE_TYPE_MONEY"},
+        {"name": "due", "type": "ATTRIBUTE_TYPE_TIME"},
+    ]
+    window = {"kind": "WINDOW_KIND_LAST", "eventType": "purchase", "span": "86400s"}
+    people = People(
+        people_catalog(
+            currencyCode="EUR",
+            eventTypes=[{"name": "purchase", "properties": properties}],
+            windows=[window | {"name": f"last_{each['name']}", "property": each["name"]} for each in properties],
+            recencyFrequencyMonetary=[],
+            segments=[],
+            journey=None,
+        )
+    )
+    most = Money(currency_code="EUR", amount_micros=(1 << 63) - 1)
+    bought = event("purchase", {"due": datetime.max.replace(tzinfo=UTC)}, occurrence_time=at(-1))
+    bought.properties["paid"].money_value.CopyFrom(most)
+    people.say(source_record("1", "shop", [ANNA], event=bought))
+    people.project()
+    windows = people.profile(*ANNA).windows
+    assert windows["last_paid"].money_value == most
+    assert windows["last_due"].time_value == bought.properties["due"].time_value
 
 
 def decided(people: People, number: int, one: tuple[str, str], actions: list[str], profile_key: bytes = b"") -> int:

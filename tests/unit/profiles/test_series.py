@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from server.catalog.compile import compile_catalog
-from server.catalog.profile_terms import ANY_EVENT, KEYS, MARKS, NO_ROW, OPENINGS, STAGES, VALUES, Series
+from server.catalog.profile_terms import (
+    ANY_EVENT,
+    KEYS,
+    MARKS,
+    NO_ROW,
+    OPENINGS,
+    STAGES,
+    VALUES,
+    JourneyColumns,
+    Series,
+)
 from server.profiles.series import ENTRIES_MAX, Entry, SeriesSet, entries_of, outcome_entries, warm
 from tests.support.catalogs import message, whole
 from tsugi.requests import PyValue, to_value
@@ -230,6 +240,24 @@ class TestSet:
         assert together == c.merge([b]).merge([a]) == b.merge([c.merge([a])])
         assert [time_us for time_us, _ in read(together, 0)] == list(range(6_000 - ENTRIES_MAX, 6_000))
         assert len(read(together, 1)) == 3
+
+    def test_too_many_entries_of_a_journey_lose_those_that_led_nowhere(self) -> None:
+        a, b = 0.0, 1.0  # from the first stage to the second or the last, from the last back, or nowhere
+        journey = JourneyColumns(("x", "y", "z"), {}, np.array([[1, 2], [1, 2], [0, 2]], np.int32), 0)
+        entries = [(0, i, symbol) for i, symbol in enumerate([a, a, b, b, a, a, a, *[b] * ENTRIES_MAX])]
+        kept = SeriesSet.empty(1).insert(entries[:ENTRIES_MAX], journey)
+        for entry in entries[ENTRIES_MAX:]:
+            kept = kept.insert([entry], journey)
+            assert kept.times.size <= ENTRIES_MAX
+        assert read(kept, 0)[:2] == [(5, a), (7, b)], "the way round to where it began is gone as well"
+        odd, even = (put(*entries[first::2], n_series=1) for first in (1, 0))
+        assert odd.merge([even], journey) == even.merge([odd], journey) == SeriesSet.empty(1).insert(entries, journey)
+
+    def test_rearranged_series_keep_their_entries(self) -> None:
+        series = put((0, 1, 5.0), (1, 2, 6.0), (1, 3, 7.0))
+        other = series.rearranged([1, NO_ROW, 2, 0])
+        assert [read(other, place) for place in range(4)] == [[(2, 6.0), (3, 7.0)], [], [], [(1, 5.0)]]
+        assert series.rearranged([]) == SeriesSet.empty(0)
 
     def test_pruning_keeps_an_entry_until_its_span_has_passed(self) -> None:
         layout = [Series(MARKS, "visit", "", "", NO_ROW, span_us) for span_us in (10, DAY_US)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -33,9 +33,10 @@ class Scripted:
         self.held: dict[int, asyncio.Event] = {}
         self._is_held = is_held
 
-    async def ingest(self, records: Sequence[SourceRecord | TsugiError]) -> list[Accepted | TsugiError]:
+    async def ingest(self, records: Iterable[SourceRecord | TsugiError]) -> list[Accepted | TsugiError]:
         """See Ingest."""
-        first = next(int(each.record_id) for each in records if isinstance(each, SourceRecord))
+        given = list(records)
+        first = next(int(each.record_id) for each in given if isinstance(each, SourceRecord))
         self.n_working += 1
         self.n_working_max = max(self.n_working_max, self.n_working)
         try:
@@ -47,7 +48,7 @@ class Scripted:
         finally:
             self.n_working -= 1
         self.order.append(first)
-        return [each if isinstance(each, TsugiError) else Accepted(int(each.record_id), False) for each in records]
+        return [each if isinstance(each, TsugiError) else Accepted(int(each.record_id), False) for each in given]
 
 
 class Caller:
