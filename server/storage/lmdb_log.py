@@ -33,7 +33,7 @@ from server.storage.log import (
 )
 from server.storage.log_copy import copy_log
 from server.storage.log_erasure import erase_first
-from server.storage.log_tables import KEY, LSN, TABLES, TAIL, head_of, seek_block, tail_of
+from server.storage.log_tables import KEY, LSN, TABLES, TAIL, Taken, head_of, seek_block, tail_of
 from server.storage.record import (
     CHAIN_START,
     NO_KEY,
@@ -276,8 +276,8 @@ class LmdbLog:
     def _append_fresh(
         self, drafts: Sequence[Draft], sealed: list[tuple[bytes, bytes]], wall_us: int
     ) -> list[Receipt] | None:
-        """Append all drafts, or nothing and return None when a key is known or a head must be compared."""
-        if any(draft.head for draft in drafts):
+        """Append all drafts, or nothing and return None when a key is known, or a head or claim must be looked at."""
+        if any(draft.head or draft.claims for draft in drafts):
             return None
         now = self._generations.now
         with now.environment.begin(write=True) as txn:
@@ -309,6 +309,7 @@ class LmdbLog:
             stop_if_moved(txn, now.meta)
             tail = tail_of(txn, now.meta)
             time_us = max(tail.time_us, wall_us)
+            taken = Taken(txn, now.tables)
             for draft, body in zip(drafts, sealed, strict=True):
                 lsn = tail.lsn + len(accepted) + 1
                 if draft.key != NO_KEY and (value := txn.get(draft.key, db=keys)):
@@ -321,6 +322,11 @@ class LmdbLog:
                     if head != draft.expected_head:
                         receipts.append(Receipt(Fate.HEAD_MOVED, head, time_us))
                         continue
+                refused = next((i for i, claim in enumerate(draft.claims) if taken.is_full(claim, time_us)), None)
+                if refused is not None:
+                    receipts.append(Receipt(Fate.CLAIM_REFUSED, refused, time_us))
+                    continue
+                taken.add(draft.subjects)
                 if draft.key != NO_KEY:
                     txn.put(draft.key, KEY.pack(lsn, draft.payload_digest), db=keys)
                 if draft.head:

@@ -25,10 +25,14 @@ class Fate(Enum):
     DUPLICATE = "duplicate"  # the same key and payload were recorded before
     KEY_REUSED = "key_reused"  # the same key was recorded with another payload
     HEAD_MOVED = "head_moved"  # expected_head is not the head any more
+    CLAIM_REFUSED = "claim_refused"  # something was taken as often as it may be
 
 
 class Receipt(NamedTuple):
-    """What became of one draft, and where: its own place, or that of the record that stands in its way."""
+    """What became of one draft, and where: its own place, or that of the record that stands in its way.
+
+    Where a claim was refused, lsn is its index among the draft's claims.
+    """
 
     fate: Fate
     lsn: int
@@ -78,7 +82,8 @@ class Log(Protocol):
 
         LSNs are consecutive in the order given. Log time is the greater of wall_us and the last log time. Keys, heads
         and indexes change together with the records. A draft that is refused (any fate but RECORDED) takes no LSN and
-        does not hinder the others; a key given twice within the group is a duplicate too.
+        does not hinder the others; a key given twice within the group is a duplicate too. A claim counts the records
+        before, those of the same group among them.
 
         Args:
             drafts: 1 to 256 drafts.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from server.storage.log import GROUP_RECORDS_MAX, READ_RECORDS_MAX, Fate, KeyEntry, Receipt, Tail
-from server.storage.record import CHAIN_START, NO_KEY, Draft, Record, body_of, seal, tombstone, unseal
+from server.storage.record import CHAIN_START, NO_KEY, Claim, Draft, Record, body_of, seal, tombstone, unseal
 from server.storage.store import Table
 from tsugi.log.v1.record_pb2 import RecordKind
 
@@ -99,6 +99,9 @@ class MemoryLog:
             return Receipt(Fate.DUPLICATE if same else Fate.KEY_REUSED, entry.lsn, time_us)
         if draft.expected_head is not None and (head := self.head(draft.head)) != draft.expected_head:
             return Receipt(Fate.HEAD_MOVED, head, time_us)
+        for number, claim in enumerate(draft.claims):
+            if self._n_counted(claim, time_us) >= claim.count_max:
+                return Receipt(Fate.CLAIM_REFUSED, number, time_us)
         lsn = self._tail.lsn + 1
         data, chain = seal(
             draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=self._tail.chain
@@ -112,6 +115,13 @@ class MemoryLog:
         for subject in dict.fromkeys(draft.subjects):
             self._subjects.setdefault(subject, []).append(lsn)
         return Receipt(Fate.RECORDED, lsn, time_us)
+
+    def _n_counted(self, claim: Claim, time_us: int) -> int:
+        return sum(
+            unseal(self._records[lsn - 1]).time_us > time_us - span_us
+            for subject, span_us in claim.counted
+            for lsn in self._subjects.get(subject, ())
+        )
 
 
 class MemoryStore:

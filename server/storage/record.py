@@ -53,6 +53,18 @@ class CorruptRecordError(Exception):
     """Bytes that should be a record are not the record that was written."""
 
 
+class Claim(NamedTuple):
+    """What a draft takes for itself: of something that may be taken only so often within a span of log time.
+
+    Attributes:
+        counted: 16-byte subjects, each with the span in microseconds for which a record about it counts.
+        count_max: the draft is accepted when fewer records than this count; 1 to 64.
+    """
+
+    counted: tuple[tuple[bytes, int], ...]
+    count_max: int
+
+
 class Draft(NamedTuple):
     """What somebody wants recorded; the log adds place, time and proof.
 
@@ -64,6 +76,7 @@ class Draft(NamedTuple):
         subjects: 16-byte references of the people it is about, at most 32.
         head: the chain of changes this record heads from now on ("catalog", "role/1"), or "".
         expected_head: when not None, the LSN the head must have for the draft to be accepted.
+        claims: all of them must hold for the draft to be accepted.
     """
 
     kind: int
@@ -73,6 +86,7 @@ class Draft(NamedTuple):
     subjects: tuple[bytes, ...] = ()
     head: str = ""
     expected_head: int | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 class Record(NamedTuple):

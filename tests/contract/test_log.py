@@ -18,7 +18,7 @@ from server.storage.generations import is_made
 from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
 from server.storage.log import GROUP_RECORDS_MAX, Fate, Log, LogFullError, LogUnavailableError, follow
 from server.storage.memory import MemoryLog
-from server.storage.record import CorruptRecordError, Draft, Record
+from server.storage.record import Claim, CorruptRecordError, Draft, Record
 from tests.support.damage import editing
 from tests.support.faults import WAIT_S_MAX
 from tsugi.log.v1.record_pb2 import RecordKind
@@ -188,6 +188,53 @@ def test_record_is_found_by_each_subject_once(log: Log) -> None:
     assert log.about(anna) == [1, 3]
     assert log.about(berta) == [3, 4]
     assert log.about(key_of(1002)) == []
+
+
+def test_claim_is_granted_so_often_within_its_span_and_no_oftener(log: Log) -> None:
+    one, other = b"s" * 16, b"t" * 16
+    twice = Claim(counted=((one, 100), (other, 10)), count_max=2)
+
+    def taking(number: int, subject: bytes = one) -> Draft:
+        return draft(number)._replace(subjects=(subject,), claims=(twice,))
+
+    first = log.append([taking(0), taking(1), taking(2)], NOW_US)
+    assert [receipt.fate for receipt in first] == [Fate.RECORDED, Fate.RECORDED, Fate.CLAIM_REFUSED], "within a group"
+    assert log.append([taking(2)], NOW_US + 99)[0].fate is Fate.CLAIM_REFUSED, "each counts until its span is over"
+    assert log.append([taking(2, other)], NOW_US + 100)[0].fate is Fate.RECORDED
+    assert log.append([taking(3)], NOW_US + 109)[0].fate is Fate.RECORDED, "one counted, the other counts no more"
+    assert log.append([taking(4)], NOW_US + 109)[0].fate is Fate.CLAIM_REFUSED
+    assert log.append([draft(5)._replace(subjects=(one,))], NOW_US + 109)[0].fate is Fate.RECORDED, "who claims nothing"
+    assert log.tail().lsn == 5
+
+
+def test_refused_claim_is_named_and_leaves_no_trace(log: Log) -> None:
+    free, full = Claim(((b"f" * 16, 100),), 1), Claim(((b"s" * 16, 100),), 1)
+    log.append([draft(0)._replace(subjects=(b"s" * 16,), claims=(full,))], NOW_US)
+    asked = draft(1)._replace(subjects=(b"f" * 16, b"s" * 16), claims=(free, full))
+    (receipt,) = log.append([asked], NOW_US)
+    assert (receipt.fate, receipt.lsn) == (Fate.CLAIM_REFUSED, 1)
+    assert log.find(asked.key) is None
+    assert log.about(b"f" * 16) == []
+    assert log.append([asked._replace(claims=(free,))], NOW_US)[0].fate is Fate.RECORDED
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 60), st.integers(0, 30)), max_size=30))
+def test_claims_are_those_of_a_recount(asked: list[tuple[int, int, int, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        logs: list[Log] = [MemoryLog(), LmdbLog(Path(folder) / "log", MAP_BYTES)]
+        taken: list[tuple[bytes, int]] = []
+        now_us = NOW_US
+        for number, (who, count_max, span_us, later_us) in enumerate(asked):
+            now_us += later_us
+            subject = bytes([who]) * 16
+            claim = Claim(((subject, span_us),), count_max)
+            is_free = sum(each == subject and now_us - at_us < span_us for each, at_us in taken) < count_max
+            for each in logs:
+                (receipt,) = each.append([draft(number)._replace(subjects=(subject,), claims=(claim,))], now_us)
+                assert receipt.fate is (Fate.RECORDED if is_free else Fate.CLAIM_REFUSED)
+            if is_free:
+                taken.append((subject, now_us))
+        logs[1].close()
 
 
 def test_groups_of_one_to_256_drafts_are_taken_and_no_others(log: Log) -> None:
