@@ -50,12 +50,38 @@ ERASURE_POLL_S: Final = 0.1
 @click.option("--at-least-lsn", type=_LSN, default=0, help="Decide on a state that includes this record.")
 @click.option("--durable", is_flag=True, help="Answer when the record is on disk.")
 @click.option("--preview", is_flag=True, help="Decide, and record nothing.")
+@click.option(
+    "--outcome",
+    "outcomes",
+    type=(str, str, str),
+    multiple=True,
+    metavar="DECISION_ID ACTION TYPE",
+    help="What came of an earlier decision, such as a rejection; reported first.",
+)
 def decide(address: str, field: str, placements: tuple[str, ...], **options: Any) -> None:
     """Ask for the best next actions."""
+    from tsugi.client import outcome
+
     options["identities"] = _identities(options["identities"])
     options["context"] = _facts(options["context"])
+    # The id follows from what is told, so that the same command again tells nothing new.
+    options["outcomes"] = [
+        outcome(decision_id, action, f"{type_} of {action}"[:128], type_)
+        for decision_id, action, type_ in options["outcomes"]
+    ]
     with _calling(address) as client:
         _show(field, client.decide(_counted(placements), **options))
+
+
+@click.command("get-decision")
+@_ADDRESS
+@_FIELD
+@click.argument("decision_id")
+@click.option("--explain", is_flag=True, help="Every candidate's fate, and the choice in words.")
+def get_decision(address: str, field: str, decision_id: str, explain: bool) -> None:
+    """Show a recorded decision, and why it is what it is."""
+    with _calling(address) as client:
+        _show(field, client.get_decision(decision_id, explained=explain))
 
 
 @click.command("outcome")
@@ -420,7 +446,7 @@ def health(address: str) -> None:
 
 
 ALL: tuple[click.Command, ...] = (
-    decide, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase,
+    decide, get_decision, report_outcome, profile, resolve, ingest, link, split, reviews, export_profile, erase,
     get_erasure, verify_receipt, audit_sources, count_people, push_catalog, get_catalog, list_catalogs,
     rollback_catalog, push_model, list_models, assign_champion, rollback_champion, health,
 )  # fmt: skip

@@ -66,6 +66,17 @@ def limit_exceeded(path: str, got: int, limit: int, unit: str = "entries") -> Ts
     )
 
 
+def within(path: str, error: TsugiError) -> TsugiError:
+    """Build the refusal of the whole for what is wrong with the part at a path."""
+    field = error.metadata.get("field")
+    return TsugiError(
+        error.reason,
+        f"{path}: {error.message}",
+        violations=[Violation(f"{path}.{violation.path}", violation.description) for violation in error.violations],
+        **(error.metadata | {"field": f"{path}.{field}" if field else path}),
+    )
+
+
 def nobody_known(path: str) -> TsugiError:
     """Build the refusal of an identity that leads to nobody; it is not repeated, for it may be personal data."""
     return TsugiError(

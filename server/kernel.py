@@ -23,7 +23,7 @@ import numba  # the setting above is read at import
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
-_OF_CONSTANTS: Final = ("catalog/catalog.py", "catalog/profile_terms.py")
+_OF_CONSTANTS: Final = ("catalog/catalog.py", "catalog/contact_terms.py", "catalog/profile_terms.py")
 
 
 def _cache_folder() -> Path:

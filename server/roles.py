@@ -25,6 +25,7 @@ from server.config import Settings
 from server.control import BEAT_S, ControlPage, Heart
 from server.decisioning import live, service
 from server.decisioning.configuration import Configuration
+from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
 from server.decisioning.warm import warm, warm_profiles
 from server.files import Files
@@ -163,6 +164,9 @@ class _Worker:
             clock_us=wall_us,
             settings=service.Settings(settings.decide.queue_requests_max, settings.decide.deadline_ms_default),
         )
+        self._decision_reader = DecisionReader(
+            log=self._log, store=self._store, token_key=token_key, blobs=blobs, catalog=self._catalog
+        )
         self._watcher = live.Watcher(self._log, blobs, files.arrays, place.build, self._on_swap)
         self._ingest = Ingest(
             log=self._log,
@@ -241,7 +245,7 @@ class _Worker:
         self._loop.call_soon_threadsafe(self._failed.set)
 
     def _handlers(self) -> dict[str, dict[str, Any]]:
-        decisions = DecisionServicer(self._decisions)
+        decisions = DecisionServicer(self._decisions, self._decision_reader, self._ingest, wall_us)
         outcomes = OutcomeServicer(self._ingest, wall_us)
         profiles = ProfileServicer(self._ingest, self._statements, self._reader, wall_us)
         catalogs = CatalogServicer(self._configuration)
@@ -249,6 +253,8 @@ class _Worker:
         return handlers(
             unary={
                 "Decide": decisions.decide,
+                "BatchDecide": decisions.batch_decide,
+                "GetDecision": decisions.get_decision,
                 "ReportOutcome": outcomes.report_outcome,
                 "BatchReportOutcomes": outcomes.batch_report_outcomes,
                 "IngestRecords": profiles.ingest_records,
@@ -270,7 +276,10 @@ class _Worker:
                 "RollbackModel": models.rollback_model,
             },
             uploads={"PushCatalog": catalogs.push_catalog, "PushModel": models.push_model},
-            streams={"StreamIngestRecords": profiles.stream_ingest_records},
+            streams={
+                "StreamDecide": decisions.stream_decide,
+                "StreamIngestRecords": profiles.stream_ingest_records,
+            },
         )
 
     def _listening(self) -> Listening:

@@ -51,7 +51,7 @@ from tsugi.v1 import (
     profile_service_pb2_grpc,
 )
 
-__all__ = ["CallError", "Client", "consent", "event", "outcome", "source_record", "to_value"]
+__all__ = ["CallError", "Client", "consent", "decide_request", "event", "outcome", "source_record", "to_value"]
 
 RECEIVE_BYTES_MAX = 32 * 1024 * 1024
 UPLOAD_TIMEOUT_S = 60.0
@@ -212,6 +212,42 @@ class Client:
                 then(CallError.of(error))
 
         call.add_done_callback(answered)
+
+    def batch_decide(
+        self, requests: Iterable[decision_service_pb2.DecideRequest], *, timeout_s: float | None = None
+    ) -> decision_service_pb2.BatchDecideResponse:
+        """Decide at most 500 requests (see decide_request); a refused one stands as an error among the results.
+
+        Repeated when it fails on the way only if every request has a request_id; see decide.
+        """
+        batch = decision_service_pb2.BatchDecideRequest(requests=requests)
+        key = None if all(request.request_id for request in batch.requests) else ""
+        return self._call(self._stubs(key).decisions.BatchDecide, batch, timeout_s)
+
+    def stream_decide(
+        self, requests: Iterable[decision_service_pb2.DecideRequest], *, timeout_s: float | None = None
+    ) -> Iterator[decision_service_pb2.StreamDecideResponse]:
+        """Decide requests as they come, and yield the decision or error of each, in order.
+
+        The server reads on as replies are taken. When the stream breaks (CallError) it is not repeated; requests that
+        were not answered may be sent again when they have a request_id.
+        """
+        parts = (decision_service_pb2.StreamDecideRequest(request=request) for request in requests)
+        call = self._stubs("").decisions.StreamDecide(parts, timeout=timeout_s)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise CallError.of(error) from error
+        finally:
+            call.cancel()
+
+    def get_decision(
+        self, decision_id: str, *, explained: bool = False, timeout_s: float | None = None
+    ) -> decision_service_pb2.GetDecisionResponse:
+        """Read one recorded decision; explained: with every candidate's fate."""
+        view = decision_service_pb2.DECISION_VIEW_EXPLAINED if explained else decision_service_pb2.DECISION_VIEW_BASIC
+        request = decision_service_pb2.GetDecisionRequest(decision_id=decision_id, view=view)
+        return self._call(self._stubs().decisions.GetDecision, request, timeout_s)
 
     def report_outcome(
         self,

@@ -91,6 +91,7 @@ class DecideOptions(TypedDict, total=False):
     request_id: str
     preview: bool
     durable: bool  # the reply waits until the record is on disk
+    outcomes: Iterable[outcome_service_pb2.ReportOutcomeRequest]  # reported before it is decided, see outcome
 
 
 def decide_request(placements: Placements, **options: Unpack[DecideOptions]) -> decision_service_pb2.DecideRequest:
@@ -111,6 +112,7 @@ def decide_request(placements: Placements, **options: Unpack[DecideOptions]) -> 
         decision_ack=decision_service_pb2.DECISION_ACK_DURABLE
         if options.get("durable", False)
         else decision_service_pb2.DECISION_ACK_UNSPECIFIED,
+        outcomes=options.get("outcomes", ()),
     )
 
 

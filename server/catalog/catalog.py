@@ -40,13 +40,14 @@ UNBOUNDED: Final = sys.float_info.max  # what is greater is no finite number
 LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN, CONTAINS = range(8)
 # Steps of a rule program in postfix order: an atom's index, or one of these.
 AND, OR, NOT, TRUE, FALSE = -1, -2, -3, -4, -5
+RULE_LAYERS: Final = ("eligibility", "applicability", "suitability")  # in each the group's rule, then the action's
 RULE_STACK_MAX: Final = 32
 
 # How a feature column is made from a fact.
 SCALED, EQUALS, UNKNOWN = range(3)
 
 # How selection probability is spread.
-GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON = range(4)
+GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON, SOFTMAX = range(5)
 
 
 _NUMBER: Final = catalog_pb2.ATTRIBUTE_TYPE_NUMBER
@@ -99,6 +100,23 @@ class Fact:
         if kind == "time_value":
             return float(value.time_value.seconds * 1_000_000 + value.time_value.nanos // 1_000)
         return self._encode_many(value)
+
+    def decode(self, number: float) -> Value | None:
+        """Return the value that a number of this fact stands for; None for unknown, and for a text no rule names."""
+        if math.isnan(number):
+            return None
+        if self.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL:
+            return Value(bool_value=bool(number))
+        if self.type == catalog_pb2.ATTRIBUTE_TYPE_TIME:
+            value = Value()
+            value.time_value.FromMicroseconds(round(number))
+            return value
+        if self.type in (catalog_pb2.ATTRIBUTE_TYPE_CATEGORY, _TEXT):
+            return next((Value(text_value=text) for text, code in self.codes.items() if code == number), None)
+        if self.type == catalog_pb2.ATTRIBUTE_TYPE_SET:
+            held = [text for text, code in self.codes.items() if int(number) >> code & 1]
+            return Value(set_value=TextSet(values=held))
+        return Value(number_value=number)
 
     def wanted(self) -> str:
         """Say in words what values encode takes."""
@@ -205,7 +223,7 @@ class ActionColumns:
     hashes: NDArray[np.uint64]  # uint64[n]: of the name; seeds an action's noise wherever it stands
     valid_from_us: NDArray[np.int64]  # int64[n]
     valid_until_us: NDArray[np.int64]  # int64[n], exclusive
-    rules: Rows  # int32[n]: index of its eligibility rule; -1: none
+    rules: Rows  # int32[n, 6]: index of each rule it has to meet, see RULE_LAYERS; -1: none
     worth: Doubles  # float64[n, 2]: value in currency units, lever
     values: tuple[float, ...]  # [n]: the value alone, for replies
     weights: Doubles  # float64[n, channels]; NaN where it has no treatment for the channel
@@ -231,11 +249,11 @@ class Placement:
 
     name: str
     channel_row: int
-    goal_row: int
+    goal_row: int  # the first of its goals
     count_max: int
     on_impression: bool
-    policy: int  # GREEDY, EPSILON_GREEDY, SQUARE_CB or THOMPSON
-    parameter: float  # epsilon, gamma, or the floor share
+    policy: int  # GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON or SOFTMAX
+    parameter: float  # epsilon, gamma, the floor share or the temperature
     draws: int  # of Thompson, else 0
     slot_bytes: tuple[bytes, ...]  # [count_max]: placement and position of a Slot, serialised
     record_bytes: bytes  # goal and on_impression of a SlotRecord, serialised
@@ -245,8 +263,10 @@ class Placement:
 class PlacementColumns:
     """What the core reads of placements, one row each."""
 
-    codes: Rows  # int32[p, 4]: channel row, goal row, policy, Thompson's draws
-    parameters: Doubles  # float64[p]: epsilon, gamma, or the floor share
+    codes: Rows  # int32[p, 5]: channel row, row of the first goal, policy, Thompson's draws, rule of never_on or -1
+    parameters: Doubles  # float64[p, 3]: epsilon, gamma, floor share or temperature; share_max; probability_min
+    goal_weights: Doubles  # float64[p, goals]: what a success counts; 0: no goal of this placement
+    consents: Rows  # int32[p]: where the fact stands that has to be true before it is filled; -1: none has to
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,5 +292,6 @@ class Catalog:
     namespaces: frozenset[str]
     event_properties: dict[str, dict[str, Fact]]  # by event type, then property
     outcome_types: dict[str, catalog_pb2.OutcomeType]
+    reserving_us: int  # how long a contact is reserved that an impression confirms; 0: no placement waits for one
     random_control_share: float
     random_control_salt: bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,9 @@ from server.catalog.catalog import (
     EPSILON_GREEDY,
     EQUALS,
     GREEDY,
+    RULE_LAYERS,
     SCALED,
+    SOFTMAX,
     SQUARE_CB,
     THOMPSON,
     ActionColumns,
@@ -32,6 +34,7 @@ from server.catalog.catalog import (
     Placement,
     PlacementColumns,
 )
+from server.catalog.compile_contacts import compile_contacts
 from server.catalog.compile_profiles import compile_profiles, positions_read, profile_layout
 from server.catalog.declared import NOW, Declared, Reading, declare, frozen, make_fact, reading
 from server.catalog.expressions import NO_RULE, RuleCompiler
@@ -82,16 +85,18 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
 
     typed = [_typed_attributes(action, action_facts) for _, action in actions]
     compiler = RuleCompiler(facts, action_facts)
+    groups = {group.name: (i, group) for i, group in enumerate(message.action_groups)}
     rule_rows = [
-        compiler.add(action.eligibility, values, f"actions[{i}].eligibility", violations)
-        if action.eligibility
-        else NO_RULE
+        _rules_of(action, f"actions[{i}]", groups, values, compiler, violations)
         for (i, action), values in zip(actions, typed, strict=True)
     ]
+    channel_rows = {channel.name: row for row, channel in enumerate(message.channels)}
+    contacts = compile_contacts(message, [action for _, action in actions], channel_rows, compiler, violations)
+    never_rules = [_never_on(i, placement, compiler, violations) for i, placement in enumerate(message.placements)]
     rules = compiler.freeze()
     learned = _learned_columns(facts, [*declared.readings, *map(reading, message.context_attributes)])
     read = positions_read(rules) | set(learned.sources.tolist())
-    profiles = compile_profiles(message, declared, facts, read, violations)
+    profiles = compile_profiles(message, declared, facts, read, contacts, violations)
     # Only now do text facts know the texts that rules compare them with.
     values = [_encoded(i, given, action_facts, violations) for (i, _), given in zip(actions, typed, strict=True)]
     if len(learned.names) > LEARNED_COLUMNS_MAX:
@@ -105,7 +110,6 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     if violations:
         raise _invalid(violations)
 
-    channel_rows = {channel.name: row for row, channel in enumerate(message.channels)}
     goal_rows = {goal.name: row for row, goal in enumerate(message.goals)}
     placements = tuple(_placement(placement, channel_rows, goal_rows) for placement in message.placements)
     goals = tuple(_goal(goal) for goal in message.goals)
@@ -122,9 +126,8 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         goals=goals,
         goal_base_log_odds=frozen(np.array([goal.base_log_odds for goal in goals], np.float32)),
         placements=placements,
-        placement_columns=PlacementColumns(
-            codes=frozen(np.array([[p.channel_row, p.goal_row, p.policy, p.draws] for p in placements], np.int32)),
-            parameters=frozen(np.array([p.parameter for p in placements], np.float64)),
+        placement_columns=_placement_columns(
+            message, placements, goal_rows, never_rules, _consent_positions(message, declared)
         ),
         placement_rows={placement.name: row for row, placement in enumerate(placements)},
         goal_rows=goal_rows,
@@ -132,6 +135,7 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         namespaces=frozenset(profiles.namespaces),
         event_properties=declared.properties,
         outcome_types={outcome_type.name: outcome_type for outcome_type in message.outcome_types},
+        reserving_us=max((goals[each.goal_row].window_us for each in placements if each.on_impression), default=0),
         random_control_share=message.random_control.share,
         random_control_salt=message.random_control.salt.encode(),
     )
@@ -162,6 +166,13 @@ def _fact_space(facts: tuple[Fact, ...], declared: Declared, profiles: ProfileTe
         n_profile=n_profile,
         profile_layout=profile_layout(declared, profiles),
     )
+
+
+def _consent_positions(message: catalog_pb2.Catalog, declared: Declared) -> list[int]:
+    """Return where the consent that each placement needs stands; -1 where it needs none."""
+    first = 1 + len(declared.attributes)
+    positions = {(each.purpose, each.channel): first + row for row, each in enumerate(declared.consents)}
+    return [positions.get((placement.purpose, placement.channel), -1) for placement in message.placements]
 
 
 def _learned_columns(facts: tuple[Fact, ...], readings: Sequence[Reading | None]) -> FeatureColumns:
@@ -224,10 +235,27 @@ def _typed(plain: struct_pb2.Value, fact: Fact) -> Value:
     return Value(text_value=plain.string_value) if kind == "string_value" else Value()
 
 
+def _rules_of(
+    action: catalog_pb2.Action,
+    path: str,
+    groups: Mapping[str, tuple[int, catalog_pb2.ActionGroup]],
+    values: Mapping[str, Value],
+    compiler: RuleCompiler,
+    violations: list[Violation],
+) -> list[int]:
+    """Compile what an action has to meet, layer by layer: its group's rule, then its own."""
+    place, group = groups.get(action.group, (0, catalog_pb2.ActionGroup()))
+    rows = []
+    for layer in RULE_LAYERS:
+        for text, at in ((getattr(group, layer), f"action_groups[{place}]"), (getattr(action, layer), path)):
+            rows.append(compiler.add(text, values, f"{at}.{layer}", violations) if text else NO_RULE)
+    return rows
+
+
 def _action_columns(
     actions: list[catalog_pb2.Action],
     channel_rows: dict[str, int],
-    rule_rows: list[int],
+    rule_rows: list[list[int]],
     values: list[list[float]],
     n_facts: int,
 ) -> ActionColumns:
@@ -256,7 +284,7 @@ def _action_columns(
         hashes=frozen(np.array(hashes, np.uint64)),
         valid_from_us=frozen(np.array(from_us, np.int64)),
         valid_until_us=frozen(np.array(until_us, np.int64)),
-        rules=frozen(np.array(rule_rows, np.int32)),
+        rules=frozen(np.array(rule_rows, np.int32).reshape(n, 2 * len(RULE_LAYERS))),
         worth=frozen(np.array([value, lever], np.float64).T.copy()),
         values=tuple(value),
         weights=frozen(weights),
@@ -278,6 +306,7 @@ def _goal(goal: catalog_pb2.Goal) -> Goal:
 
 def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], goal_rows: dict[str, int]) -> Placement:
     count_max = placement.count_max or 1
+    goal = placement.goals[0].goal if placement.goals else placement.goal
     on_impression = placement.activation == catalog_pb2.ACTIVATION_ON_IMPRESSION
     exploration = placement.exploration
     policy, parameter, draws = GREEDY, 0.0, 0
@@ -289,10 +318,12 @@ def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], g
     elif kind == "thompson":
         policy, parameter = THOMPSON, exploration.thompson.floor_share or THOMPSON_FLOOR_SHARE
         draws = exploration.thompson.draws or THOMPSON_DRAWS
+    elif kind == "softmax":
+        policy, parameter = SOFTMAX, exploration.softmax.temperature
     return Placement(
         name=placement.name,
         channel_row=channel_rows[placement.channel],
-        goal_row=goal_rows[placement.goal],
+        goal_row=goal_rows[goal],
         count_max=count_max,
         on_impression=on_impression,
         policy=policy,
@@ -301,5 +332,39 @@ def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], g
         slot_bytes=tuple(
             Slot(placement=placement.name, position=position).SerializeToString() for position in range(count_max)
         ),
-        record_bytes=SlotRecord(goal=placement.goal, on_impression=on_impression).SerializeToString(),
+        record_bytes=SlotRecord(goal=goal, on_impression=on_impression).SerializeToString(),
     )
+
+
+def _placement_columns(
+    message: catalog_pb2.Catalog,
+    placements: Sequence[Placement],
+    goal_rows: Mapping[str, int],
+    never_rules: Sequence[int],
+    consents: Sequence[int],
+) -> PlacementColumns:
+    codes = [
+        (each.channel_row, each.goal_row, each.policy, each.draws, never)
+        for each, never in zip(placements, never_rules, strict=True)
+    ]
+    parameters = []
+    goal_weights = np.zeros((len(placements), len(goal_rows)))
+    for row, (each, placement) in enumerate(zip(placements, message.placements, strict=True)):
+        exploration = placement.exploration
+        share_max = exploration.share_max if exploration.HasField("share_max") else 1.0
+        parameters.append((each.parameter, share_max, exploration.probability_min))
+        goal_weights[row, each.goal_row] = 1.0
+        for goal in placement.goals:
+            goal_weights[row, goal_rows[goal.goal]] = goal.weight if goal.HasField("weight") else 1.0
+    return PlacementColumns(
+        codes=frozen(np.array(codes, np.int32)),
+        parameters=frozen(np.array(parameters, np.float64)),
+        goal_weights=frozen(goal_weights),
+        consents=frozen(np.array(consents, np.int32)),
+    )
+
+
+def _never_on(i: int, placement: catalog_pb2.Placement, compiler: RuleCompiler, violations: list[Violation]) -> int:
+    """Compile when a placement must not explore."""
+    text = placement.exploration.never_on
+    return compiler.add(text, None, f"placements[{i}].exploration.never_on", violations) if text else NO_RULE

@@ -15,6 +15,7 @@ import numpy as np
 from server.catalog import compile_series
 from server.catalog.catalog import NOW_FACT, Fact, Rules
 from server.catalog.compile_series import SeriesLayout, encoding_of, stamp, steps_of
+from server.catalog.contact_terms import ContactTerms
 from server.catalog.declared import Declared, frozen
 from server.catalog.expressions import NO_RULES, RuleCompiler
 from server.catalog.faults import duration_us
@@ -32,6 +33,7 @@ def compile_profiles(
     declared: Declared,
     facts: Sequence[Fact],
     read: Collection[int],
+    contacts: ContactTerms,
     violations: list[Violation],
 ) -> ProfileTerms:
     """Compile all that a catalog says about profiles.
@@ -41,6 +43,7 @@ def compile_profiles(
         declared: what declare made of it.
         facts: the whole fact vector. Every rule over it but the segments has been added by now.
         read: positions of the facts that eligibility rules and learners read.
+        contacts: the compiled contact policies.
         violations: gets every fault of a filter or segment; with one, what is returned is of no use.
 
     Cost: some 1 ms, and 1 ms for every event type with a filter.
@@ -72,6 +75,7 @@ def compile_profiles(
         attribute_rows={attribute.name: row for row, attribute in enumerate(declared.attributes)},
         events=events,
         consent_purposes=frozenset(purpose.name for purpose in message.consent_purposes),
+        consents=declared.consents,
         series=series,
         series_stamps=stamps,
         series_layout=stamp(stamps),
@@ -79,6 +83,7 @@ def compile_profiles(
         journey=journey,
         segments=segments,
         slopes=compile_series.slopes_of(facts, declared),
+        contacts=contacts,
         matching=matching,
         unread_attributes=frozenset(unread),
     )
@@ -92,10 +97,12 @@ def profile_layout(declared: Declared, terms: ProfileTerms) -> bytes:
     windows, journey, segments = terms.windows, terms.journey, terms.segments
     said: list[object] = [encoding_of(fact) for fact in declared.facts]
     said += [(each.survivorship, each.meaning, each.time_to_live_us) for each in terms.attributes]
+    said += [(each.purpose, each.channel, each.valid_for_us) for each in terms.consents]
     said += sorted((source.name, source.trust) for source in terms.sources.values())
     said += [terms.series_layout, windows.names, windows.kinds.tolist(), windows.series.tolist()]
     said += [windows.spans_us.tolist(), windows.session_series, windows.session_gap_us]
     said += [steps_of(segments.rules, row) for row in segments.rows.tolist()]
+    said += terms.contacts.layout()
     if journey is not None:
         said += [journey.stages, sorted(journey.symbols.items()), journey.steps.tolist(), journey.series]
     return stamp(said)

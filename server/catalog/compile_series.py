@@ -178,7 +178,7 @@ def slopes_of(facts: Sequence[Fact], declared: Declared) -> NDArray[np.float64]:
     """Return by how much each fact grows in a microsecond: now by 1, a recency by that in seconds, others not."""
     slopes = np.zeros(len(facts))
     slopes[NOW_FACT] = 1.0
-    for position, window in enumerate(declared.windows, start=1 + len(declared.attributes)):
+    for position, window in enumerate(declared.windows, start=1 + len(declared.attributes) + len(declared.consents)):
         if window.kind == catalog_pb2.WINDOW_KIND_RECENCY:
             slopes[position] = _SECONDS_A_MICROSECOND
     return frozen(slopes)

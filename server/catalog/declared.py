@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from server.catalog.catalog import UNBOUNDED, Fact
 from server.catalog.faults import duration_us
-from server.catalog.profile_terms import AttributeTerms
+from server.catalog.profile_terms import AttributeTerms, ConsentTerms
 from server.catalog.validation_profiles import JOURNEY_STAGE, RFM_ENDINGS, rfm_span_us
 from tsugi.v1 import catalog_pb2
 
@@ -37,6 +37,7 @@ class Declared(NamedTuple):
         facts: the profile's part of the fact space.
         readings: of each of them, how learners read it; None where they do not.
         attributes: the first of the facts, with their terms.
+        consents: the facts after them, with their terms.
         properties: of every event type, in declared order.
         windows: those that recency, frequency and monetary value stand for at the end.
         paths: where the filter of each window stands.
@@ -45,6 +46,7 @@ class Declared(NamedTuple):
     facts: tuple[Fact, ...]
     readings: tuple[Reading | None, ...]
     attributes: tuple[AttributeTerms, ...]
+    consents: tuple[ConsentTerms, ...]
     properties: dict[str, dict[str, Fact]]
     windows: tuple[catalog_pb2.Window, ...]
     paths: tuple[str, ...]
@@ -91,6 +93,9 @@ def declare(message: catalog_pb2.Catalog) -> Declared:
     windows = [*message.windows, *(window for rfm in message.recency_frequency_monetary for window in _expanded(rfm))]
     facts = [attribute.fact for attribute in attributes]
     readings = [reading(attribute) for attribute in message.profile_attributes]
+    consents = _consents(message)
+    facts += [consent.fact for consent in consents]
+    readings += [None for _ in consents]
     facts += [_window_fact(window, properties[window.event_type]) for window in windows]
     readings += [reading(window) for window in windows]
     if message.HasField("journey"):
@@ -100,7 +105,25 @@ def declare(message: catalog_pb2.Catalog) -> Declared:
     facts += [_fact(segment.name, catalog_pb2.ATTRIBUTE_TYPE_BOOL, {}) for segment in message.segments]
     readings += [None if segment.excluded_from_learning else Reading() for segment in message.segments]
     paths = tuple(f"windows[{i}].filter" for i in range(len(windows)))
-    return Declared(tuple(facts), tuple(readings), attributes, properties, tuple(windows), paths)
+    return Declared(tuple(facts), tuple(readings), attributes, consents, properties, tuple(windows), paths)
+
+
+def _consents(message: catalog_pb2.Catalog) -> tuple[ConsentTerms, ...]:
+    """Return what placements ask people to allow: each purpose on each channel once."""
+    purposes = {purpose.name: purpose for purpose in message.consent_purposes if not purpose.consent_exempt}
+    asked = dict.fromkeys(
+        (placement.purpose, placement.channel) for placement in message.placements if placement.purpose in purposes
+    )
+    return tuple(
+        ConsentTerms(
+            purpose=purpose,
+            channel=channel,
+            # No rule reads it: what a person allows is asked by the consent gate alone.
+            fact=Fact(f"consent.{purpose}.{channel}", catalog_pb2.ATTRIBUTE_TYPE_BOOL, {}, -UNBOUNDED, UNBOUNDED),
+            valid_for_us=duration_us(purposes[purpose].valid_for),
+        )
+        for purpose, channel in asked
+    )
 
 
 def _fact(name: str, kind: catalog_pb2.AttributeType, codes: dict[str, int]) -> Fact:

@@ -127,13 +127,14 @@ class RuleCompiler:
         self._atoms: dict[_Atom, int] = {}
         self._rules: dict[tuple[int, ...], int] = {}
 
-    def add(self, text: str, action_values: Mapping[str, Value], path: str, violations: list[Violation]) -> int:
-        """Lower one rule for one action.
+    def add(self, text: str, action_values: Mapping[str, Value] | None, path: str, violations: list[Violation]) -> int:
+        """Lower one rule for one action, or for none.
 
         Args:
             text: the CEL text, not empty.
             action_values: what the action states of its facts, by attribute name without "action."; a value of the
-                wrong type or outside its bounds counts as not stated.
+                wrong type or outside its bounds counts as not stated. None: the rule is of no action, and may
+                not read any's facts.
             path: where the text stands, for violations.
             violations: gets every fault of the text.
 
@@ -193,7 +194,7 @@ class RuleCompiler:
             raise RefusedError([f"a catalog holds at most {RULES_MAX} distinct rules, each action's facts filled in"])
         return row
 
-    def _bind(self, condition: Condition, values: Mapping[str, Value]) -> _Program:
+    def _bind(self, condition: Condition, values: Mapping[str, Value] | None) -> _Program:
         """Fill in an action's facts and fold what has become constant."""
         match condition:
             case bool():
@@ -217,7 +218,7 @@ class RuleCompiler:
                 )
 
 
-def _compare(comparison: Comparison, values: Mapping[str, Value]) -> _Program:
+def _compare(comparison: Comparison, values: Mapping[str, Value] | None) -> _Program:
     constant = comparison.constant
     for sign, fact in comparison.action_facts:
         constant += sign * _number(fact, comparison.coder, values)
@@ -229,14 +230,16 @@ def _compare(comparison: Comparison, values: Mapping[str, Value]) -> _Program:
     return _Program((_Atom(comparison.left, right, comparison.operator, constant),))
 
 
-def _known(known: Known, values: Mapping[str, Value]) -> _Program:
+def _known(known: Known, values: Mapping[str, Value] | None) -> _Program:
     if known.row is not None:
         return _Program((_Atom(known.row, -1, KNOWN, 0.0),))
     return _FALSE if math.isnan(_number(known.fact, None, values)) else _TRUE
 
 
-def _number(fact: Fact, coder: Fact | None, values: Mapping[str, Value]) -> float:
+def _number(fact: Fact, coder: Fact | None, values: Mapping[str, Value] | None) -> float:
     """Return an action's own fact; NaN when it does not state it. Texts get their code in the coder's words."""
+    if values is None:
+        raise RefusedError([f"{fact.name} cannot be read here; this rule is of no action"])
     value = values.get(fact.name.removeprefix("action."))
     number = math.nan if value is None else fact.encode(value)
     if value is None or coder is None or math.isnan(number):

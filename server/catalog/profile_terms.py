@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.catalog import Bytes, Doubles, Fact, Rows, Rules
+from server.catalog.contact_terms import ContactTerms
 from tsugi.v1 import catalog_pb2
 
 Instants = NDArray[np.int64]  # microseconds since the epoch
@@ -65,6 +66,16 @@ class AttributeTerms:
     survivorship: catalog_pb2.Survivorship  # never unspecified
     meaning: catalog_pb2.Meaning
     time_to_live_us: int  # 0: for ever
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentTerms:
+    """What a person has to allow before some placement is filled."""
+
+    purpose: str
+    channel: str
+    fact: Fact  # true: allowed; false: withdrawn; unknown: never asked, or expired
+    valid_for_us: int  # 0: until withdrawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +157,7 @@ class ProfileTerms:
     attribute_rows: dict[str, int]
     events: dict[str, EventTerms]
     consent_purposes: frozenset[str]
+    consents: tuple[ConsentTerms, ...]  # their facts follow those of the attributes
     series: tuple[Series, ...]
     series_stamps: tuple[bytes, ...]  # of each series 8 bytes that change whenever an entry would be made differently
     series_layout: bytes  # 8 bytes that stand for all of these
@@ -153,5 +165,11 @@ class ProfileTerms:
     journey: JourneyColumns | None
     segments: SegmentColumns
     slopes: Doubles  # float64[facts]: by how much a fact grows in a microsecond, 0 for all but now and recency
+    contacts: ContactTerms
     matching: MatchTerms
     unread_attributes: frozenset[str]  # that no rule, segment, learner or matching reads
+
+    @property
+    def first_window(self) -> int:
+        """Where the facts of windows begin: after those of attributes and consents."""
+        return 1 + len(self.attributes) + len(self.consents)

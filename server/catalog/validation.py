@@ -11,7 +11,8 @@ import re
 from typing import Final
 
 from server.catalog.faults import DAY_US, Faults, instant_us
-from server.catalog.validation_profiles import check_attributes, check_profiles
+from server.catalog.validation_contacts import check_compositions, check_contact_policies
+from server.catalog.validation_profiles import check_attributes, check_profiles, check_purposes
 from server.errors import Violation
 from tsugi.v1 import catalog_pb2
 
@@ -34,6 +35,9 @@ _LISTS: Final = {
     "channels": (1, 32),
     "placements": (1, 256),
     "actions": (0, ACTIONS_MAX),
+    "action_groups": (0, 256),
+    "contact_policies": (0, 64),
+    "compositions": (0, 64),
     "sources": (0, 64),
     "consent_purposes": (0, 64),
     "windows": (0, 128),
@@ -59,7 +63,10 @@ def check(catalog: catalog_pb2.Catalog) -> list[Violation]:
     _outcome_types(catalog, faults)
     _goals(catalog, faults)
     _placements(catalog, faults)
+    check_purposes(catalog, faults)
     _actions(catalog, faults)
+    check_contact_policies(catalog, faults)
+    check_compositions(catalog, faults)
     control = catalog.random_control
     faults.check(0.0 <= control.share <= 0.5, "random_control.share", f"0 to 0.5, got {control.share}")
     faults.check(len(control.salt.encode()) <= 64, "random_control.salt", "at most 64 bytes")
@@ -99,19 +106,38 @@ def _placements(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
     for i, placement in enumerate(catalog.placements):
         path = f"placements[{i}]"
         faults.refers(f"{path}.channel", placement.channel, channels, "channel")
-        faults.refers(f"{path}.goal", placement.goal, goals, "goal")
+        _goals_of(path, placement, goals, faults)
         if placement.count_max > 16:
             faults.add(f"{path}.count_max", f"at most 16, got {placement.count_max}")
         faults.enum(f"{path}.activation", placement.activation, catalog_pb2.Activation.values())
         _exploration(f"{path}.exploration", placement.exploration, faults)
 
 
+def _goals_of(path: str, placement: catalog_pb2.Placement, goals: set[str], faults: Faults) -> None:
+    if not placement.goals:
+        faults.refers(f"{path}.goal", placement.goal, goals, "goal")
+        return
+    faults.check(not placement.goal, f"{path}.goal", "not beside goals; a placement has one goal, or several in goals")
+    faults.count(f"{path}.goals", len(placement.goals), 1, 8)
+    for j, goal in enumerate(placement.goals):
+        faults.refers(f"{path}.goals[{j}].goal", goal.goal, goals, "goal")
+        if goal.HasField("weight") and not 0.0 < goal.weight <= 1_000.0:
+            faults.add(f"{path}.goals[{j}].weight", f"above 0, to 1000, got {goal.weight}")
+    if len({goal.goal for goal in placement.goals}) != len(placement.goals):
+        faults.add(f"{path}.goals", "a goal stands twice")
+
+
 def _exploration(path: str, exploration: catalog_pb2.Exploration, faults: Faults) -> None:
+    if exploration.HasField("share_max"):
+        faults.share(f"{path}.share_max", exploration.share_max)
+    faults.share(f"{path}.probability_min", exploration.probability_min)
     policy = exploration.WhichOneof("policy")
     if policy == "epsilon_greedy":
         faults.share(f"{path}.epsilon_greedy.epsilon", exploration.epsilon_greedy.epsilon)
     elif policy == "square_cb" and not 0.0 <= exploration.square_cb.gamma <= 1e6:
         faults.add(f"{path}.square_cb.gamma", f"0 to 1000000, got {exploration.square_cb.gamma}")
+    elif policy == "softmax" and not 0.001 <= exploration.softmax.temperature <= 1_000.0:
+        faults.add(f"{path}.softmax.temperature", f"0.001 to 1000, got {exploration.softmax.temperature}")
     elif policy == "thompson":
         thompson = exploration.thompson
         if thompson.draws and not 16 <= thompson.draws <= 1024:
@@ -123,8 +149,11 @@ def _exploration(path: str, exploration: catalog_pb2.Exploration, faults: Faults
 def _actions(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
     channels = {channel.name for channel in catalog.channels}
     facts = {attribute.name: attribute for attribute in catalog.action_attributes}
+    groups = {group.name for group in catalog.action_groups}
     for i, action in enumerate(catalog.actions):
         path = f"actions[{i}]"
+        if action.group:
+            faults.refers(f"{path}.group", action.group, groups, "action group")
         if action.HasField("value_micros") and action.value_micros < 0:
             faults.add(f"{path}.value_micros", f"0 or more, got {action.value_micros}")
         if action.HasField("lever") and not 0.0 <= action.lever <= 1_000.0:

@@ -20,6 +20,7 @@ CATEGORY_VALUES_MAX: Final = 64
 MATCH_LEVELS_MAX: Final = 16
 RETENTION_DEFAULT_US: Final = 400 * DAY_US
 SESSION_REACH_US: Final = 24 * HOUR_US
+VALID_FOR_US_MAX: Final = 10 * YEAR_US
 WINDOW_SPAN_US_MAX: Final = 366 * DAY_US
 LINK_WEIGHT_DEFAULT: Final = 12.0
 REVIEW_WEIGHT_DEFAULT: Final = 6.0
@@ -343,6 +344,23 @@ def _journey(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             faults.refers(f"{path}.outcome_type", transition.outcome_type, outcome_types, "outcome type")
         else:
             faults.add(path, "what leads there is required: event_type or outcome_type")
+
+
+def check_purposes(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
+    """Note every fault of the consent purposes and of what placements say they are for."""
+    purposes = {purpose.name for purpose in catalog.consent_purposes}
+    for i, purpose in enumerate(catalog.consent_purposes):
+        if purpose.HasField("valid_for"):
+            faults.span(f"consent_purposes[{i}].valid_for", purpose.valid_for, DAY_US, VALID_FOR_US_MAX)
+        faults.check(
+            not (purpose.consent_exempt and purpose.HasField("valid_for")),
+            f"consent_purposes[{i}].valid_for",
+            "nothing expires where no consent is asked for",
+        )
+    for i, placement in enumerate(catalog.placements):
+        path = f"placements[{i}].purpose"
+        if placement.purpose or purposes:
+            faults.refers(path, placement.purpose, purposes, "consent purpose")
 
 
 def _matching(catalog: catalog_pb2.Catalog, faults: Faults) -> None:

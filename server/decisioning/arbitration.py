@@ -1,7 +1,8 @@
 """Which first: propensities become priorities.
 
-propensity = sigmoid(prior log-odds + correction), and priority = propensity × value × weight × lever. Handed columns,
-gives columns.
+propensity = sigmoid(prior log-odds + correction), and priority = propensity × value × weight × lever; where a placement
+has several goals, the sum of weight × propensity over them stands in place of the propensity. Handed columns, gives
+columns.
 """
 
 from __future__ import annotations
@@ -39,20 +40,26 @@ def propensities(
 
 
 @kernel
-def priorities(propensity: Floats, rows: Rows, worth: Doubles, weights: Doubles, channel: int, out: Doubles) -> None:
-    """Write propensity × value × lever × weight of each candidate; NaN where it has no treatment for the channel.
+def weigh(propensity: Floats, goal_weight: float, out: Doubles) -> None:
+    """Add what one goal brings: its weight × float32[m] to float64[m]."""
+    for i in range(propensity.size):
+        out[i] += goal_weight * float(propensity[i])
+
+
+@kernel
+def priorities(rows: Rows, worth: Doubles, weights: Doubles, channel: int, out: Doubles) -> None:
+    """Multiply by value × lever × weight of each candidate; NaN where it has no treatment for the channel.
 
     Args:
-        propensity: float32[m].
         rows: int32[m].
         worth: float64[n, 2], value and lever.
         weights: float64[n, channels].
         channel: the channel's row.
-        out: float64[m], written.
+        out: float64[m], changed: what the goals bring, see weigh.
     """
     for i in range(rows.size):
         row = rows[i]
-        out[i] = float(propensity[i]) * worth[row, 0] * worth[row, 1] * weights[row, channel]
+        out[i] = out[i] * worth[row, 0] * worth[row, 1] * weights[row, channel]
 
 
 @kernel
@@ -64,13 +71,15 @@ def posteriors(
     means: Doubles,
     covariances: Doubles,
     scale: float,
+    goal_weight: float,
     mean_out: Floats,
     deviation_out: Floats,
 ) -> None:
-    """Write mean and standard deviation of each candidate's reward under the Bayesian learner.
+    """Add one goal to mean and standard deviation of each candidate's reward under the Bayesian learner.
 
     mean = sigmoid(prior) + μ·x and variance = x'Σx, where x is (learned, 1) × scale (Bishop, Pattern Recognition and
-    Machine Learning, 2006, equations 3.58 and 3.59, without the noise of a single outcome).
+    Machine Learning, 2006, equations 3.58 and 3.59, without the noise of a single outcome). Of a weighted sum of goals
+    the means add, and the variances with the square of the weight: each goal is learned by itself.
 
     Args:
         prior_log_odds: float32[m].
@@ -80,8 +89,9 @@ def posteriors(
         means: float64[r, d + 1], μ, the intercept last.
         covariances: float64[r, d + 1, d + 1], Σ.
         scale: factor on x.
-        mean_out: float32[m], written.
-        deviation_out: float32[m], written.
+        goal_weight: of this goal.
+        mean_out: float32[m], changed; 0 before the first goal.
+        deviation_out: float32[m], changed; 0 before the first goal.
 
     Cost: O(m × d²); the quadratic form dominates, some 0.6 µs a candidate at d = 24.
     """
@@ -100,5 +110,6 @@ def posteriors(
             for k in range(d + 1):
                 inner += covariances[row, j, k] * x[k]
             variance += x[j] * inner
-        mean_out[i] = mean
-        deviation_out[i] = math.sqrt(max(variance, 0.0))
+        mean_out[i] = float(mean_out[i]) + goal_weight * mean
+        before = float(deviation_out[i])
+        deviation_out[i] = math.sqrt(before * before + goal_weight * goal_weight * max(variance, 0.0))

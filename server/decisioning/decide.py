@@ -1,8 +1,8 @@
 """The pure core: what is the best next action, for a few requests at once.
 
-Candidates → eligibility → features → score → arbitrate → explore. Five inputs, taken once by the shell and unchanged
-during the call, so a hot swap never mixes two revisions; no clock, no random source, no I/O, no logging. Requests that
-are in flight together are decided together, each as if alone.
+Candidates → eligibility → consent → contact policy → features → score → arbitrate → explore. Five inputs, taken once by
+the shell and unchanged during the call, so a hot swap never mixes two revisions; no clock, no random source, no I/O, no
+logging. Requests that are in flight together are decided together, each as if alone.
 
 Cost sketch at 100 candidates, 47 of them eligible, three slots, 16 requests together: gates and features 5 µs, the
 champion 14 to 26, arbitration and exploration 6; alone 16, 47 and 17, entering the two kernels some 10 of it.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import GREEDY, SQUARE_CB, THOMPSON, Bytes, Catalog, Doubles, Floats, Rows
-from server.decisioning import arbitration, candidacy, eligibility, exploration, features
+from server.catalog.catalog import GREEDY, SOFTMAX, SQUARE_CB, THOMPSON, Bytes, Catalog, Doubles, Floats, Rows
+from server.decisioning import arbitration, candidacy, consent, contact_policy, eligibility, exploration, features
 from server.decisioning.models import NO_GOAL, Models
 from server.kernel import kernel
 from tsugi.v1.decision_pb2 import ChoiceReason
@@ -27,6 +27,7 @@ _BEST = int(ChoiceReason.CHOICE_REASON_BEST)
 _EXPLORED = int(ChoiceReason.CHOICE_REASON_EXPLORED)
 _RANDOM_CONTROL = int(ChoiceReason.CHOICE_REASON_RANDOM_CONTROL)
 _NO_CANDIDATE = int(ChoiceReason.CHOICE_REASON_NO_CANDIDATE)
+_NO_CONSENT = int(ChoiceReason.CHOICE_REASON_NO_CONSENT)
 
 
 class Questions(NamedTuple):
@@ -38,6 +39,7 @@ class Questions(NamedTuple):
     asks: Rows  # int32[a, 2]: the placement's catalog row, and the slots asked for, 1 or more
     seeds: NDArray[np.uint64]  # uint64[b]
     listings: Bytes  # uint8[l, n], see candidacy.gate: what the callers who name actions say of each
+    holds: Rows  # int32[h, 3], by request: request, contact target, how often less that may be spoken of now
 
 
 class Decisions(NamedTuple):
@@ -53,7 +55,9 @@ class Decisions(NamedTuple):
     rows: Rows  # int32[survivors], ascending within a request
     ask_blocks: Rows  # int32[a + 1]
     prior_log_odds: Floats  # float32[asks × survivors]
-    propensities: Floats  # the same shape
+    propensities: Floats  # the same shape; of the placement's first goal
+    other_blocks: Rows  # int32[a + 1]
+    other_propensities: Floats  # of ask a's other goals, in their rows' order, one block each from other_blocks[a] on
     priorities: Doubles  # the same shape, NaN where the action has no treatment for the placement's channel
     means: Floats  # posterior means of the reward, the same shape; empty when no ask explores by Thompson
     deviations: Floats  # their standard deviations
@@ -98,18 +102,22 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     b, n = questions.facts.shape[0], len(catalog.actions.names)
     champion = models.champion
     inputs = scratch.inputs(b * n, champion.template.shape[1])
-    reasons, learned, starts, rows = _gate_and_encode(
+    targets = catalog.profiles.contacts.targets.columns()
+    reasons, consents, is_forbidden, left, learned, starts, rows = _gate_and_encode(
         questions.facts,
         questions.now_us,
         questions.heads,
         questions.asks,
         questions.listings,
+        questions.holds,
         catalog.placement_columns.codes,
+        catalog.placement_columns.consents,
         catalog.actions.weights,
         catalog.actions.valid_from_us,
         catalog.actions.valid_until_us,
         catalog.actions.rules,
         *catalog.rules.columns(),
+        *targets,
         *catalog.learned.columns(),
         *champion.shared.columns(),
         champion.shared_positions,
@@ -121,6 +129,11 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         questions.heads,
         questions.asks,
         questions.seeds,
+        consents,
+        is_forbidden,
+        left,
+        *targets[:2],
+        *targets[-2:],
         starts,
         rows,
         learned,
@@ -129,6 +142,7 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         catalog.goal_base_log_odds,
         catalog.placement_columns.codes,
         catalog.placement_columns.parameters,
+        catalog.placement_columns.goal_weights,
         catalog.actions.worth,
         catalog.actions.weights,
         catalog.actions.hashes,
@@ -157,7 +171,9 @@ def _gate_and_encode(
     heads: Rows,
     asks: Rows,
     listings: Bytes,
+    holds: Rows,
     placement_codes: Rows,
+    placement_consents: Rows,
     weights: Doubles,
     valid_from_us: NDArray[np.int64],
     valid_until_us: NDArray[np.int64],
@@ -168,6 +184,11 @@ def _gate_and_encode(
     constants: Doubles,
     steps: Rows,
     step_starts: Rows,
+    target_kinds: Bytes,
+    target_limits: Rows,
+    target_rules: Rows,
+    target_starts: Rows,
+    target_entries: Rows,
     learned_sources: Rows,
     learned_kinds: Bytes,
     learned_parameters: Doubles,
@@ -177,7 +198,7 @@ def _gate_and_encode(
     shared_positions: Rows,
     template: Floats,
     inputs: Floats,
-) -> tuple[Bytes, Floats, Rows, Rows]:
+) -> tuple[Bytes, Bytes, NDArray[np.bool_], Rows, Floats, Rows, Rows]:
     b, n = facts.shape[0], weights.shape[0]
     reasons = np.zeros((b, n), np.uint8)
     learned = np.empty((b, learned_sources.size), np.float32)
@@ -185,26 +206,54 @@ def _gate_and_encode(
     starts = np.zeros(b + 1, np.int32)
     rows = np.empty(b * n, np.int32)
     channels = np.empty(asks.shape[0], np.int32)
+    positions = np.empty(asks.shape[0], np.int32)
+    never_rules = np.empty(asks.shape[0], np.int32)
+    consents = np.empty(asks.shape[0], np.uint8)
+    is_forbidden = np.empty(asks.shape[0], np.bool_)
     for ask in range(asks.shape[0]):
         channels[ask] = placement_codes[asks[ask, 0], 0]
+        never_rules[ask] = placement_codes[asks[ask, 0], 4]
+        positions[ask] = placement_consents[asks[ask, 0]]
+    left_of = np.empty((b, target_limits.size), np.int32)
     nothing_named = np.empty(0, np.uint8)
-    m, ask = 0, 0
+    m, ask, first_hold = 0, 0, 0
     for q in range(b):
-        n_asks, listing_row = heads[q, 0], heads[q, 2]
+        listing_row = heads[q, 2]
         listing = listings[listing_row] if listing_row >= 0 else nothing_named
-        _refuse(reasons[q], *candidacy.gate(listing, channels[ask : ask + n_asks], weights))
-        ask += n_asks
+        own = slice(ask, ask + heads[q, 0])
+        person, refused, may_say = facts[q], reasons[q], left_of[q]
+        ask = own.stop
+        _refuse(refused, *candidacy.gate(listing, channels[own], weights))
         _refuse(
-            reasons[q],
+            refused,
             *eligibility.gate(
-                facts[q], now_us, valid_from_us, valid_until_us, action_rules,
+                person, now_us, valid_from_us, valid_until_us, action_rules,
                 left, right, operators, constants, steps, step_starts,
             ),
         )  # fmt: skip
-        features.encode(facts[q], learned_sources, learned_kinds, learned_parameters, learned[q])
-        features.encode(facts[q], shared_sources, shared_kinds, shared_parameters, shared)
+        consents[own] = consent.verdicts(person, positions[own])
+        _refuse(refused, *consent.gate(consents[own], channels[own], weights))
+        end_hold = first_hold
+        while end_hold < holds.shape[0] and holds[end_hold, 0] == q:
+            end_hold += 1
+        may_say[:] = target_limits
+        contact_policy.hold(holds[first_hold:end_hold, 1:], target_kinds, may_say)
+        first_hold = end_hold
+        contact_policy.suppress(person, target_rules, left, right, operators, constants, steps, step_starts, may_say)
+        _refuse(
+            refused,
+            *contact_policy.gate(
+                consents[own], channels[own], weights, may_say, target_kinds, target_starts, target_entries
+            ),
+        )
+        contact_policy.begin_request(target_kinds, may_say)
+        exploration.forbidden(
+            person, never_rules[own], left, right, operators, constants, steps, step_starts, is_forbidden[own]
+        )
+        features.encode(person, learned_sources, learned_kinds, learned_parameters, learned[q])
+        features.encode(person, shared_sources, shared_kinds, shared_parameters, shared)
         for row in range(n):
-            if reasons[q, row] == 0:
+            if refused[row] == 0:
                 for j in range(template.shape[1]):
                     inputs[m, j] = template[row, j]
                 for j in range(shared_positions.size):
@@ -212,7 +261,7 @@ def _gate_and_encode(
                 rows[m] = row
                 m += 1
         starts[q + 1] = m
-    return reasons, learned, starts, rows[:m].copy()
+    return reasons, consents, is_forbidden, left_of, learned, starts, rows[:m].copy()
 
 
 @kernel
@@ -220,6 +269,13 @@ def _score_and_fill(
     heads: Rows,
     asks: Rows,
     seeds: NDArray[np.uint64],
+    consents: Bytes,
+    is_forbidden: NDArray[np.bool_],
+    left: Rows,
+    target_kinds: Bytes,
+    target_limits: Rows,
+    target_starts: Rows,
+    target_entries: Rows,
     starts: Rows,
     rows: Rows,
     learned: Floats,
@@ -228,6 +284,7 @@ def _score_and_fill(
     base_log_odds: Floats,
     placement_codes: Rows,
     placement_parameters: Doubles,
+    goal_weights: Doubles,
     worth: Doubles,
     weights: Doubles,
     hashes: NDArray[np.uint64],
@@ -237,13 +294,14 @@ def _score_and_fill(
     posterior_means: Doubles,
     posterior_covariances: Doubles,
     posterior_scales: Doubles,
-) -> tuple[Rows, Floats, Floats, Doubles, Floats, Floats, NDArray[np.int64], Rows, Doubles, Doubles]:
-    ask_blocks, slot_blocks = _lay_out(heads, asks, starts)
+) -> tuple[Rows, Floats, Floats, Rows, Floats, Doubles, Floats, Floats, NDArray[np.int64], Rows, Doubles, Doubles]:
+    ask_blocks, other_blocks, slot_blocks = _lay_out(heads, asks, starts, goal_weights)
     size, n_slots = ask_blocks[-1], slot_blocks.size - 1
     explores_by_thompson = np.any(placement_codes[:, 2][asks[:, 0]] == THOMPSON)
     prior_log_odds = np.empty(size, np.float32)
     propensities = np.empty(size, np.float32)
-    priorities = np.empty(size, np.float64)
+    other_propensities = np.empty(other_blocks[-1], np.float32)
+    priorities = np.zeros(size, np.float64)
     means = np.zeros(size if explores_by_thompson else 0, np.float32)
     deviations = np.zeros(size if explores_by_thompson else 0, np.float32)
     distributions = np.zeros(slot_blocks[-1], np.float64)
@@ -252,76 +310,122 @@ def _score_and_fill(
 
     first_ask, slot = 0, 0
     for q in range(starts.size - 1):
-        mode, first_slot = heads[q, 1], slot
+        mode, first_slot, may_say = heads[q, 1], slot, left[q]
         survivors = rows[starts[q] : starts[q + 1]]
-        is_free = np.ones(survivors.size, np.bool_)
+        is_free, is_open = np.ones(survivors.size, np.bool_), np.empty(survivors.size, np.bool_)
         for ask in range(first_ask, first_ask + heads[q, 0]):
             placement = asks[ask, 0]
-            channel, goal, policy, n_draws = placement_codes[placement]
-            parameter = placement_parameters[placement]
-            if mode != EXPLORE:
+            channel, goal, policy, n_draws, _ = placement_codes[placement]
+            parameter, share_max, probability_min = placement_parameters[placement]
+            if mode != EXPLORE or is_forbidden[ask]:
                 policy, parameter = GREEDY, 1.0 if mode == RANDOM_CONTROL else 0.0
+                share_max, probability_min = 1.0, 0.0
             block = slice(ask_blocks[ask], ask_blocks[ask + 1])
             log_odds, propensity, priority = prior_log_odds[block], propensities[block], priorities[block]
-            if goal == prior_goal:
-                log_odds[:] = prior[starts[q] : starts[q + 1]]
-            else:
-                log_odds[:] = base_log_odds[goal]
-            arbitration.propensities(
-                log_odds, survivors, learned[q], correction_weights[goal], correction_intercepts[goal], propensity
-            )
-            arbitration.priorities(propensity, survivors, worth, weights, channel, priority)
+            others = other_propensities[other_blocks[ask] : other_blocks[ask + 1]]
+            for each in range(goal_weights.shape[1]):
+                goal_weight = goal_weights[placement, each]
+                if goal_weight == 0.0:
+                    continue
+                odds, propensity_of = log_odds, propensity
+                if each != goal:
+                    odds, propensity_of = np.empty(survivors.size, np.float32), others[: survivors.size]
+                    others = others[survivors.size :]
+                if each == prior_goal:
+                    odds[:] = prior[starts[q] : starts[q + 1]]
+                else:
+                    odds[:] = base_log_odds[each]
+                arbitration.propensities(
+                    odds, survivors, learned[q], correction_weights[each], correction_intercepts[each], propensity_of
+                )
+                arbitration.weigh(propensity_of, goal_weight, priority)
+                if policy == THOMPSON:
+                    arbitration.posteriors(
+                        odds, survivors, learned[q], posterior_rows[each], posterior_means, posterior_covariances,
+                        posterior_scales[each], goal_weight, means[block], deviations[block],
+                    )  # fmt: skip
+            arbitration.priorities(survivors, worth, weights, channel, priority)
             draws, kinds = np.empty((0, 0), np.float32), np.empty(0, np.uint64)
             if policy == THOMPSON:
-                arbitration.posteriors(
-                    log_odds, survivors, learned[q], posterior_rows[goal],
-                    posterior_means, posterior_covariances, posterior_scales[goal], means[block], deviations[block],
-                )  # fmt: skip
                 worths = worth[:, 0][survivors] * worth[:, 1][survivors] * weights[:, channel][survivors]
                 kinds = exploration.kinds_of(means[block], deviations[block], worths)
                 draws = np.empty((n_draws, survivors.size), np.float32)
                 exploration.posterior_draws(
                     means[block], deviations[block], worths, hashes[survivors], seeds[q], draws
                 )  # fmt: skip
+            contact_policy.begin_placement(target_kinds, target_limits, may_say)
             for _ in range(asks[ask, 1]):
-                _write(slot_codes[slot], (ask, -1, -1, _NO_CANDIDATE))
-                is_open = is_free & ~np.isnan(priority)
-                if np.any(is_open):
+                is_allowed = consents[ask] == consent.ALLOWED
+                _write(slot_codes[slot], (ask, -1, -1, _NO_CANDIDATE if is_allowed else _NO_CONSENT))
+                if is_allowed and _open(
+                    is_free, priority, survivors, channel, may_say, target_starts, target_entries, is_open
+                ):
                     distribution = distributions[slot_blocks[slot] : slot_blocks[slot + 1]]
                     if policy == SQUARE_CB:
                         exploration.inverse_gap(priority, is_open, parameter, distribution)
                     elif policy == THOMPSON:
                         exploration.win_shares(draws, kinds, is_open, parameter, distribution)
+                    elif policy == SOFTMAX:
+                        exploration.softmax(priority, is_open, parameter, distribution)
                     else:
                         exploration.share_best(priority, is_open, parameter, distribution)
+                    if share_max < 1.0:
+                        exploration.cap_share(priority, is_open, share_max, distribution)
+                    if probability_min > 0.0:
+                        exploration.raise_floor(is_open, probability_min, distribution)
                     pick = exploration.draw(distribution, seeds[q], slot - first_slot)
                     is_free[pick] = False
+                    contact_policy.take(survivors[pick], channel, may_say, target_starts, target_entries)
                     choice_reason = _choice_reason(mode, priority, is_open, pick)
                     _write(slot_codes[slot], (ask, pick, survivors[pick], choice_reason))
                     _write(slot_numbers[slot], (distribution[pick], propensity[pick], priority[pick], log_odds[pick]))
                 slot += 1
         first_ask += heads[q, 0]
     return (
-        ask_blocks, prior_log_odds, propensities, priorities, means, deviations,
+        ask_blocks, prior_log_odds, propensities, other_blocks, other_propensities, priorities, means, deviations,
         slot_blocks, slot_codes, slot_numbers, distributions,
     )  # fmt: skip
 
 
 @kernel
-def _lay_out(heads: Rows, asks: Rows, starts: Rows) -> tuple[Rows, NDArray[np.int64]]:
-    """Place the blocks of asks and slots: one entry a survivor of their request."""
+def _open(
+    is_free: NDArray[np.bool_],
+    priority: Doubles,
+    survivors: Rows,
+    channel: int,
+    left: Rows,
+    starts: Rows,
+    entries: Rows,
+    is_open: NDArray[np.bool_],
+) -> bool:
+    """Mark who may fill a slot: not chosen yet, may be said on this channel now, goes with what was chosen; is any?"""
+    is_any = False
+    for i in range(survivors.size):
+        is_open[i] = is_free[i] and not np.isnan(priority[i])
+        if is_open[i] and left.size:
+            is_open[i] = contact_policy.refusing(survivors[i], channel, left, starts, entries) < 0
+        is_any |= is_open[i]
+    return is_any
+
+
+@kernel
+def _lay_out(heads: Rows, asks: Rows, starts: Rows, goal_weights: Doubles) -> tuple[Rows, Rows, NDArray[np.int64]]:
+    """Place the blocks of asks, of their goals after the first, and of slots: one entry a survivor of their request."""
     ask_blocks = np.zeros(asks.shape[0] + 1, np.int32)
+    other_blocks = np.zeros(asks.shape[0] + 1, np.int32)
     slot_blocks = np.zeros(asks[:, 1].sum() + 1, np.int64)
     ask, slot = 0, 0
     for q in range(starts.size - 1):
         m = starts[q + 1] - starts[q]
         for _ in range(heads[q, 0]):
+            n_others = np.count_nonzero(goal_weights[asks[ask, 0]]) - 1
             ask_blocks[ask + 1] = ask_blocks[ask] + m
+            other_blocks[ask + 1] = other_blocks[ask] + m * n_others
             for _ in range(asks[ask, 1]):
                 slot_blocks[slot + 1] = slot_blocks[slot] + m
                 slot += 1
             ask += 1
-    return ask_blocks, slot_blocks
+    return ask_blocks, other_blocks, slot_blocks
 
 
 @kernel

@@ -1,8 +1,9 @@
 """Spread selection probability over a slot's candidates, and take one from it.
 
 Every policy writes one float64 a candidate, together 1, zero where a candidate is not open; equal candidates share
-equally whatever their order, by construction. The draw takes its chance from a seed, so a decision can be drawn again.
-What is logged is what was drawn from, hence exact.
+equally whatever their order, by construction. Then the placement's bounds are put on that: first on what may go to
+others than the best, then on the least that everyone has. The draw takes its chance from a seed, so a decision can be
+drawn again. What is logged is what was drawn from, hence exact.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import Doubles, Floats, Mask
+from server.catalog.catalog import RULE_STACK_MAX, Bytes, Doubles, Floats, Mask, Rows
+from server.catalog.evaluation import NO, compare, evaluate
 from server.kernel import kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -80,6 +82,128 @@ def inverse_gap(priorities: Doubles, is_open: Mask, gamma: float, out: Doubles) 
     for i in range(priorities.size):
         if is_open[i] and priorities[i] == best:
             out[i] = (1.0 - taken) / n_best
+
+
+@kernel
+def softmax(priorities: Doubles, is_open: Mask, temperature: float, out: Doubles) -> None:
+    """Spread selection probability over the open candidates, by the same factor more for each step in priority.
+
+    Args:
+        priorities: float64[m], finite and 0 or more where open; scaled here by the best of them, so that what a
+            temperature means depends on neither currency nor goal.
+        is_open: bool[m], at least one true.
+        temperature: above 0, no unit. The smaller, the closer to always the best; the larger, the more even.
+        out: float64[m], written: in proportion to exp(priority / (temperature × best priority)).
+
+    Cost: O(m), three passes, and one exponential a candidate.
+    Source: Sutton and Barto, Reinforcement Learning, second edition, 2018, equation 2.11, with the priority over
+    temperature × best as preference.
+    """
+    best = -math.inf
+    for i in range(priorities.size):
+        if is_open[i] and priorities[i] > best:
+            best = priorities[i]
+    scale = 1.0 / best if best > 0.0 else 0.0
+    total = 0.0
+    for i in range(priorities.size):
+        out[i] = math.exp((priorities[i] - best) * scale / temperature) if is_open[i] else 0.0
+        total += out[i]
+    for i in range(priorities.size):
+        out[i] /= total
+
+
+@kernel
+def cap_share(priorities: Doubles, is_open: Mask, share_max: float, out: Doubles) -> None:
+    """Cut what goes to others than the best, in proportion, and give the rest to the best evenly.
+
+    Args:
+        priorities: float64[m], finite where open.
+        is_open: bool[m], at least one true.
+        share_max: 0..1, the most that all others may have together.
+        out: float64[m], changed; together 1 before and after.
+
+    Cost: O(m), three passes.
+    """
+    best = -math.inf
+    for i in range(priorities.size):
+        if is_open[i] and priorities[i] > best:
+            best = priorities[i]
+    share, n_best = 0.0, 0
+    for i in range(priorities.size):
+        if is_open[i] and priorities[i] == best:
+            n_best += 1
+        else:
+            share += out[i]
+    if share <= share_max:
+        return
+    for i in range(priorities.size):
+        if is_open[i] and priorities[i] == best:
+            out[i] += (share - share_max) / n_best
+        else:
+            out[i] *= share_max / share
+
+
+@kernel
+def raise_floor(is_open: Mask, probability_min: float, out: Doubles) -> None:
+    """Raise every open candidate to a floor; those above give it, in proportion to what they have above it.
+
+    Args:
+        is_open: bool[m], at least one true.
+        probability_min: 0..1; where that is more than an even share, the even share is the floor.
+        out: float64[m], changed; together 1 before and after, none below the floor after. Who had more has no less.
+
+    Cost: O(m), two passes.
+    """
+    n_open = 0
+    for i in range(out.size):
+        n_open += is_open[i]
+    floor = min(probability_min, 1.0 / n_open)
+    above, is_any_below = 0.0, False
+    for i in range(out.size):
+        if is_open[i]:
+            above += max(out[i] - floor, 0.0)
+            is_any_below |= out[i] < floor
+    if is_any_below:
+        kept = max(1.0 - n_open * floor, 0.0) / above if above > 0.0 else 0.0
+        for i in range(out.size):
+            if is_open[i]:
+                out[i] = floor + max(out[i] - floor, 0.0) * kept
+
+
+@kernel
+def forbidden(
+    facts: Doubles,
+    rules: Rows,
+    left: Rows,
+    right: Rows,
+    operators: Bytes,
+    constants: Doubles,
+    steps: Rows,
+    starts: Rows,
+    out: Mask,
+) -> None:
+    """Say in which placements nothing may be explored with this person now: the rule holds, or cannot be told.
+
+    Args:
+        facts: float64[m], one request's fact vector.
+        rules: int32[asks], the rule of each placement asked for; -1: none.
+        left: see server.catalog.catalog.Rules, as are the arguments after it.
+        right: see Rules.
+        operators: see Rules.
+        constants: see Rules.
+        steps: see Rules.
+        starts: see Rules.
+        out: bool[asks], written.
+
+    Cost: nothing without such rules; otherwise O(atoms) for each.
+    """
+    for ask in range(rules.size):
+        rule = rules[ask]
+        out[ask] = False
+        if rule >= 0:
+            atoms = compare(facts, left, right, operators, constants)
+            stack = np.empty(RULE_STACK_MAX, np.uint8)
+            out[ask] = evaluate(atoms, steps[starts[rule] : starts[rule + 1]], stack) != NO
 
 
 @kernel

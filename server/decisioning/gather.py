@@ -9,13 +9,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from server.catalog.catalog import NOW_FACT, Bytes, Catalog
+from server.catalog.contact_terms import CAPS, UNLIMITED
+from server.catalog.profile_terms import Instants
 from server.catalog.values import check_value
 from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
+from server.decisioning.claims import Claimed
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
+from server.decisioning.rejections import rejected_rows, silenced_targets
 from server.errors import field_invalid, limit_exceeded, not_found
 from server.profiles import repository
 from server.profiles.identity import lookup_key
@@ -35,12 +40,19 @@ class Asked:
     __slots__ = (
         "arrived",
         "asks",
+        "at_least_lsn",
+        "claimed",
         "decision_key",
         "degradations",
+        "expires",
         "facts",
+        "full",
+        "holds",
+        "leader",
         "listing",
         "mode",
         "n_slots",
+        "parts",
         "payload_digest",
         "profile_key",
         "raw",
@@ -53,13 +65,21 @@ class Asked:
     )
 
     def __init__(
-        self, request: DecideRequest, raw: bytes, waiter: asyncio.Future[bytes], arrived: float, stale_until: float
+        self,
+        request: DecideRequest,
+        raw: bytes,
+        waiter: asyncio.Future[bytes],
+        arrived: float,
+        stale_until: float,
+        expires: float = math.inf,
     ) -> None:
         self.request = request
         self.raw = raw
         self.waiter = waiter
         self.arrived = arrived  # time.monotonic()
         self.stale_until = stale_until  # until when it may wait for at_least_lsn
+        self.expires = expires  # when its deadline runs out
+        self.at_least_lsn = request.at_least_lsn
         self.degradations: list[int] = []
         self.decision_key = NO_KEY
         self.payload_digest = NO_KEY
@@ -70,6 +90,11 @@ class Asked:
         self.n_slots = 0
         self.listing: Bytes | None = None
         self.facts: list[tuple[int, float]] = []  # (position, number) of the context
+        self.holds: list[tuple[int, int]] = []  # contact targets that are held now, and how often each
+        self.full: set[int] = set()  # keys of those that others took meanwhile
+        self.parts: Sequence[bytes] = ()  # keys of the person's identities
+        self.leader = b""  # the one of them that contacts are claimed under
+        self.claimed: Claimed | None = None
         self.seed = 0
         self.state_lsn = 0
 
@@ -116,7 +141,9 @@ class Batch:
         listings: list[Bytes] = []
         heads: list[tuple[int, int, int]] = []
         asks: list[tuple[int, int]] = []
-        for each in asked:
+        holds: list[tuple[int, int, int]] = []
+        for q, each in enumerate(asked):
+            holds += [(q, *hold) for hold in each.holds]
             heads.append((len(each.asks), each.mode, -1 if each.listing is None else len(listings)))
             asks += each.asks
             if each.listing is not None:
@@ -127,6 +154,7 @@ class Batch:
             heads=np.array(heads, np.int32),
             asks=np.array(asks, np.int32),
             seeds=np.array([each.seed for each in asked], np.uint64),
+            holds=np.array(holds, np.int32).reshape(len(holds), 3),
             listings=np.stack(listings) if listings else np.empty((0, len(self.catalog.actions.names)), np.uint8),
         )
 
@@ -144,7 +172,9 @@ def gather_request(asked: Asked, batch: Batch) -> None:
     """
     catalog, request = batch.catalog, asked.request
     asked.asks = _asks(request, catalog)
-    asked.listing = _listing(request, catalog) if request.candidate_actions or request.excluded_actions else None
+    asked.listing = None
+    if request.candidate_actions or request.excluded_actions or request.outcomes:
+        asked.listing = _listing(request, catalog)
     asked.n_slots = sum([count for _, count in asked.asks])
     facts = batch.facts[len(batch.asked)]
     for name, value in request.context.items():
@@ -173,6 +203,7 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: froze
         erased: keys of identities and profiles that are forgotten, though the state knows them yet.
     """
     catalog, request = batch.catalog, asked.request
+    rows = catalog.profiles.contacts.target_rows
     keys = tuple([lookup_key(identity, catalog.profiles) for identity in request.identities])
     profile_key = (
         repository.present_key(snapshot, bytes.fromhex(request.profile_id))
@@ -181,12 +212,17 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: froze
     )
     if erased and (profile_key in erased or not erased.isdisjoint(keys)):
         profile_key = None
+    asked.holds = [(target, UNLIMITED) for key in asked.full if (target := rows.get(key)) is not None]
+    if request.outcomes:
+        asked.holds += silenced_targets(request.outcomes, catalog, batch.now_us)
     stored: repository.StoredRecord | None = None
     try:
         if profile_key is not None:
             stored = repository.load(snapshot, profile_key)
         if stored is not None:
-            repository.write_facts(stored, catalog, snapshot, batch.now_us, batch.facts[len(batch.asked)])
+            held = repository.write_facts(stored, catalog, snapshot, batch.now_us, batch.facts[len(batch.asked)])
+            if len(held):
+                asked.holds += _in_force(held, catalog, batch.now_us)
     except repository.CorruptProfileError:
         asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNAVAILABLE)
     else:
@@ -195,9 +231,23 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: froze
             asked.degradations.append(Degradation.DEGRADATION_PROFILE_UNKNOWN)
     asked.profile_key = profile_key or b""
     asked.subjects = (asked.profile_key,) if asked.profile_key else keys
+    if catalog.profiles.contacts.strict:
+        asked.parts = stored.parts if stored is not None else keys
+        asked.leader = stored.leader if stored is not None else keys[0] if keys else b""
     # By the identity that begins the profile: a stranger who becomes known by it stays on the same side.
     subject = stored.leader if stored is not None else keys[0] if keys else b""
     asked.mode = RANDOM_CONTROL if is_random_control(catalog, subject) else EXPLORE
+
+
+def _in_force(held: Instants, catalog: Catalog, now_us: int) -> list[tuple[int, int]]:
+    """Return the targets of the holds that are in force at an instant, and what each takes of them.
+
+    Targets that the catalog does not know any more are left out.
+    """
+    contacts = catalog.profiles.contacts
+    rows, kinds = contacts.target_rows, contacts.targets.kinds
+    targets = [rows[key] for key, from_us, until_us in held.tolist() if from_us <= now_us < until_us and key in rows]
+    return [(target, 1 if kinds[target] in CAPS else UNLIMITED) for target in targets]
 
 
 def is_random_control(catalog: Catalog, subject: bytes) -> bool:
@@ -241,4 +291,5 @@ def _listing(request: DecideRequest, catalog: Catalog) -> Bytes:
             if row is None:
                 raise not_found("action", name, f"{field}[{i}]")
             listing[row] = mark
+    listing[rejected_rows(request.outcomes, catalog)] = EXCLUDED
     return listing

@@ -222,15 +222,6 @@ class Watcher:
 
 def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: int, build: str) -> Live:
     """Put one set together and serialise what replies and records say of it."""
-    uses = []
-    if models.champion.sha256:
-        uses.append(ModelRevisionUse(role=ModelRole.MODEL_ROLE_CHAMPION, revision=models.champion.sha256.hex()))
-    if models.learner_epoch:
-        uses.append(
-            ModelRevisionUse(
-                role=ModelRole.MODEL_ROLE_LEARNER, revision=str(models.learner_epoch), learned_lsn=models.learned_lsn
-            )
-        )
     provenance = Provenance(
         catalog_sha256=catalog.sha256,
         champion_sha256=models.champion.sha256,
@@ -239,7 +230,7 @@ def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: 
         arrays_sha256=models.arrays_sha256,
         build=build,
     )
-    reply = DecideResponse(catalog_revision=catalog.revision, model_revisions=uses)
+    reply = DecideResponse(catalog_revision=catalog.revision, model_revisions=model_uses(provenance))
     # Concatenated messages merge, so a part serialised once can be appended to any record.
     return Live(
         catalog=catalog,
@@ -249,3 +240,19 @@ def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: 
         reply_bytes=reply.SerializeToString(),
         provenance_bytes=DecisionRecord(provenance=provenance).SerializeToString(),
     )
+
+
+def model_uses(provenance: Provenance) -> list[ModelRevisionUse]:
+    """Return the models and learners that a decision was made with, as replies name them."""
+    uses = []
+    if provenance.champion_sha256:
+        uses.append(ModelRevisionUse(role=ModelRole.MODEL_ROLE_CHAMPION, revision=provenance.champion_sha256.hex()))
+    if provenance.learner_epoch:
+        uses.append(
+            ModelRevisionUse(
+                role=ModelRole.MODEL_ROLE_LEARNER,
+                revision=str(provenance.learner_epoch),
+                learned_lsn=provenance.learned_lsn,
+            )
+        )
+    return uses

@@ -15,14 +15,15 @@ from typing import Final
 
 import numpy as np
 
-from server.catalog.catalog import THOMPSON
+from server.catalog.catalog import THOMPSON, Catalog
+from server.catalog.contact_terms import UNLIMITED
 from server.decisioning import reply
 from server.decisioning.decide import RANDOM_CONTROL, Decisions
-from server.decisioning.gather import Batch
+from server.decisioning.gather import Asked, Batch
 from server.decisioning.live import Live
 from server.tokens import TokenKey
 from server.wire import head
-from tsugi.log.v1.record_pb2 import DecisionRecord
+from tsugi.log.v1.record_pb2 import DecisionRecord, SlotRecord
 
 DISTRIBUTION_ROWS_MAX: Final = 256
 
@@ -30,6 +31,7 @@ _WIDE_ROWS: Final = 65_536
 # Fields of tsugi.log.v1.DecisionRecord that hold bytes, and of SlotRecord: placement_index = 1, position = 2,
 # selection_probability = 4, distribution = 5, distribution_rows = 6, choice_reason = 7, prior_log_odds = 10.
 _FACTS, _LEARNED, _REASONS, _ROWS, _PRIORS, _PROPENSITIES, _MEANS, _DEVIATIONS, _SLOTS = 7, 8, 9, 10, 11, 12, 13, 14, 15
+_OTHER_PROPENSITIES = 22
 _SLOT = struct.Struct("<BBBBBdBBBf")
 _EMPTY_SLOT = struct.Struct("<BBBBBB")
 _DISTRIBUTION, _DISTRIBUTION_ROWS = 5, 6
@@ -93,6 +95,12 @@ class Views:
             parts.append(reply.expire_time(self._batch.now_us + window_us))
         return b"".join(parts)
 
+    def chosen(self, q: int) -> list[tuple[int, int]]:
+        """Return of each slot of request q the placement's row and the chosen action's, -1 for none."""
+        _, slot = self._firsts[q]
+        placements = [row for row, count in self._batch.asked[q].asks for _ in range(count)]
+        return [(placement, self._slot_codes[slot + i][2]) for i, placement in enumerate(placements)]
+
     def record(self, q: int, reply_bytes: bytes) -> bytes:
         """Return the serialised DecisionRecord of request q.
 
@@ -115,7 +123,10 @@ class Views:
             degradations=asked.degradations,
             random_control=asked.mode == RANDOM_CONTROL,
             reply=reply_bytes if asked.request.request_id else b"",
+            held_targets=_held(asked, catalog),
+            claimed_subjects=asked.claimed.subjects if asked.claimed is not None else (),
         )
+        first_slot = slot
         parts = [plain.SerializeToString(), self._live.provenance_bytes]
         columns.splice(parts, q, ask, len(asked.asks), asked.explores_by(THOMPSON, catalog))
         for placement_index, (placement_row, count) in enumerate(asked.asks):
@@ -132,10 +143,22 @@ class Views:
                     )
                     distribution = columns.distribution(q, slot, ask + placement_index, pick)
                     fixed = catalog.actions.record_bytes[row] + placement.record_bytes
+                    if asked.claimed is not None:
+                        confirming = SlotRecord(confirming_subjects=asked.claimed.confirming[slot - first_slot])
+                        fixed += confirming.SerializeToString()
                     length = len(numbers) + len(distribution) + len(fixed)
                     parts += (head(_SLOTS, length), numbers, fixed, distribution)
                 slot += 1
         return b"".join(parts)
+
+
+def _held(asked: Asked, catalog: Catalog) -> list[int]:
+    """Return the keys of held targets, each as often as it is held."""
+    contacts = catalog.profiles.contacts
+    limits = contacts.targets.limits.tolist()
+    # All of a cap is held as often as it may be spoken of.
+    times = [limits[target] if n == UNLIMITED > limits[target] else 1 for target, n in asked.holds]
+    return [contacts.target_keys[target] for (target, _), n in zip(asked.holds, times, strict=True) for _ in range(n)]
 
 
 class _Columns:
@@ -148,6 +171,7 @@ class _Columns:
         self._row_bytes = 2 if n <= _WIDE_ROWS else 4
         self._starts = decisions.starts.tolist()
         self._ask_blocks = decisions.ask_blocks.tolist()
+        self._other_blocks = decisions.other_blocks.tolist()
         self._slot_blocks = decisions.slot_blocks.tolist()
         self._rows = decisions.rows.astype(self._row_type).tobytes()
         self._priors = decisions.prior_log_odds.tobytes()
@@ -168,6 +192,10 @@ class _Columns:
         size = block.stop - block.start
         parts += (head(_ROWS, len(rows)), rows, head(_PRIORS, size), self._priors[block])
         parts += (head(_PROPENSITIES, size), self._propensities[block])
+        first, last = self._other_blocks[ask], self._other_blocks[ask + n_asks]
+        if last > first:
+            others = self._decisions.other_propensities[first:last].tobytes()
+            parts += (head(_OTHER_PROPENSITIES, len(others)), others)
         if is_thompson:
             columns = slice(block.start // 4, block.stop // 4)
             parts += (head(_MEANS, size), self._decisions.means[columns].tobytes())

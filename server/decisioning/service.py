@@ -21,12 +21,12 @@ from typing import Final, NamedTuple
 import structlog
 
 from server import telemetry
-from server.decisioning import reply
+from server.decisioning import claims, reply
 from server.decisioning.decide import NO_EXPLORATION, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import Live
 from server.decisioning.remember import Views
-from server.errors import TsugiError
+from server.errors import TsugiError, limit_exceeded
 from server.profiles.erased import Erased
 from server.storage.applied import Applied, read_applied
 from server.storage.committer import GroupCommitter, Receipts
@@ -107,13 +107,37 @@ class DecisionService:
         """Return how many requests wait: for this turn's flush, or for the state to catch up."""
         return len(self._queue) + len(self._waiting)
 
-    def decide(self, request: DecideRequest, raw: bytes, timeout_s: float | None) -> asyncio.Future[bytes]:
+    def admit(self, n_requests: int, timeout_s: float | None) -> float:
+        """Refuse at once what cannot be decided in time; return how many seconds there are.
+
+        Args:
+            n_requests: how many are to be decided within the deadline.
+            timeout_s: what is left of the caller's deadline; None: the default applies, for each request.
+
+        Raises:
+            TsugiError: DEADLINE_TOO_SHORT.
+        """
+        left = n_requests * self._settings.deadline_ms_default / 1000 if timeout_s is None else timeout_s
+        needed_s = (len(self._queue) + n_requests) * self._request_s
+        if left < needed_s:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT,
+                f"{left * 1000:.3f} ms are left and deciding takes about {needed_s * 1000:.3f}; nothing was decided",
+                left_us=int(left * 1e6),
+                needed_us=int(needed_s * 1e6),
+            )
+        return left
+
+    def decide(
+        self, request: DecideRequest, raw: bytes, timeout_s: float | None, reported_lsn: int = 0
+    ) -> asyncio.Future[bytes]:
         """Queue one validated request for this turn's flush and return the future of its serialised reply.
 
         Args:
             request: validated by rpc.validate.
             raw: the bytes it was parsed from, for the record.
             timeout_s: what is left of the caller's deadline; None: the default applies.
+            reported_lsn: of the last outcome reported with the request; waited for as for at_least_lsn.
 
         Raises:
             TsugiError: OVERLOADED or DEADLINE_TOO_SHORT, at once. Every other refusal comes through the future.
@@ -124,21 +148,15 @@ class DecisionService:
                 f"{self._settings.queue_requests_max} requests wait already; retry with the same request_id",
                 limit=self._settings.queue_requests_max,
             )
+        left = self.admit(1, timeout_s)
         loop = asyncio.get_running_loop()
         arrived = time.monotonic()
-        left = self._settings.deadline_ms_default / 1000 if timeout_s is None else timeout_s
-        needed_s = (len(self._queue) + 1) * self._request_s
-        if left < needed_s:
-            raise TsugiError(
-                ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT,
-                f"{left * 1000:.3f} ms are left and deciding takes about {needed_s * 1000:.3f}; nothing was done",
-                left_us=int(left * 1e6),
-                needed_us=int(needed_s * 1e6),
-            )
         if not self._queue:
             loop.call_soon(self._flush)
         waiter: asyncio.Future[bytes] = loop.create_future()
-        self._queue.append(Asked(request, raw, waiter, arrived, arrived + min(STALE_WAIT_S_MAX, left / 2)))
+        asked = Asked(request, raw, waiter, arrived, arrived + min(STALE_WAIT_S_MAX, left / 2), arrived + left)
+        asked.at_least_lsn = max(request.at_least_lsn, reported_lsn)
+        self._queue.append(asked)
         return waiter
 
     def _flush(self) -> None:
@@ -148,7 +166,7 @@ class DecisionService:
         live = self._live
         if live is None:
             for asked in queue:
-                if not asked.request.at_least_lsn or not self._set_aside(asked):
+                if not asked.at_least_lsn or not self._set_aside(asked):
                     asked.refuse(_catalog_missing())
             return
         together = max(1, FLUSH_ROWS_MAX // max(1, len(live.catalog.actions.names)))
@@ -177,12 +195,16 @@ class DecisionService:
         now_us = self._clock_us()
         batch = Batch(live.catalog, now_us, len(queue))
         is_recording = self._committer.accepting
+        now = time.monotonic()
         is_learner_stale = now_us - live.models.learned_time_us > LEARNER_STALE_US
         with self._store.read() as snapshot:
             state = read_applied(snapshot)
             erased = self._erased.since(state.lsn)
             for asked in queue:
                 if asked.waiter.done():  # the caller went away
+                    continue
+                if asked.expires <= now:
+                    asked.refuse(_too_late(now - asked.expires))
                     continue
                 asked.degradations.clear()
                 if is_learner_stale:
@@ -201,6 +223,7 @@ class DecisionService:
                         asked.refuse(refusal(LogUnavailableError()))
                         continue
                     asked.mode = NO_EXPLORATION
+                    asked.holds += live.catalog.profiles.contacts.all_strict()  # what cannot be claimed is not said
                     asked.degradations.append(Degradation.DEGRADATION_EXPLORATION_OFF)
                     asked.degradations.append(Degradation.DEGRADATION_DECISION_NOT_RECORDED)
                 batch.add(asked, self._token_key.seed(asked.decision_key), state.lsn)
@@ -208,7 +231,7 @@ class DecisionService:
 
     def _is_too_early(self, asked: Asked, state: Applied, live: Live) -> bool:
         """Set a request aside while the state, or this worker's configuration, is behind what its caller has seen."""
-        at_least = asked.request.at_least_lsn
+        at_least = asked.at_least_lsn
         if not at_least or (state.lsn >= at_least and live.lsn >= min(at_least, state.configuration_lsn)):
             return False
         if self._set_aside(asked):
@@ -261,8 +284,15 @@ class DecisionService:
         views = Views(batch, decisions, live)
         # All of them before the first is answered: where one fails, all are decided again alone, and none twice.
         replies = [views.reply(q, self._token_key) for q in range(len(batch.asked))]
-        for asked, reply_bytes in zip(batch.asked, replies, strict=True):
-            if asked.request.decision_ack != DecisionAck.DECISION_ACK_DURABLE or asked.request.preview:
+        for q, (asked, reply_bytes) in enumerate(zip(batch.asked, replies, strict=True)):
+            if asked.request.preview:
+                asked.answer(reply_bytes)
+                continue
+            asked.claimed = claims.claim(views.chosen(q), asked.parts, asked.leader, live.catalog)
+            if asked.claimed is not None and not claims.fits(asked.claimed, len(asked.subjects)):
+                asked.refuse(limit_exceeded("placements", len(asked.claimed.subjects), claims.MAX, "strict contacts"))
+                continue
+            if not _waits_for_disk(asked):
                 asked.answer(reply_bytes)
         asyncio.get_running_loop().call_soon(self._remember, batch, views, replies)
 
@@ -280,13 +310,14 @@ class DecisionService:
                     payload=views.record(q, reply_bytes),
                     key=asked.decision_key,
                     payload_digest=asked.payload_digest,
-                    subjects=asked.subjects,
+                    subjects=asked.subjects + (asked.claimed.subjects if asked.claimed is not None else ()),
+                    claims=asked.claimed.claims if asked.claimed is not None else (),
                 )
             except Exception as error:  # a defect of ours; the other decisions of the batch are recorded all the same
                 structlog.get_logger().error("record_lost", exc_info=error)
                 asked.refuse(error)
                 continue
-            if asked.request.decision_ack == DecisionAck.DECISION_ACK_DURABLE:
+            if _waits_for_disk(asked):
                 self._answer_when_durable(asked, draft, reply_bytes)
             else:
                 drafts.append(draft)
@@ -294,11 +325,22 @@ class DecisionService:
             self._committer.offer(drafts)
         telemetry.DECISIONS.inc(len(batch.asked))
 
+    def _decide_without(self, asked: Asked, refused: int) -> None:
+        """Decide again without a target that others took meanwhile; each time there is one less to claim."""
+        assert asked.claimed is not None, "only what was claimed is refused"
+        asked.full.add(asked.claimed.targets[refused])
+        asked.claimed = None
+        if not self._queue:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._queue.append(asked)
+
     def _answer_when_durable(self, asked: Asked, draft: Draft, reply_bytes: bytes) -> None:
         def answer(commit: Receipts) -> None:
             try:
                 receipt = settled(commit.result()[0])
-                if receipt.fate is Fate.DUPLICATE:  # a twin was faster: its decision is the one
+                if receipt.fate is Fate.CLAIM_REFUSED:
+                    self._decide_without(asked, receipt.lsn)
+                elif receipt.fate is Fate.DUPLICATE:  # a twin was faster: its decision is the one
                     asked.answer(self._recorded_reply(receipt.lsn, asked.request))
                 else:
                     asked.answer(_with_lsn(reply_bytes, receipt.lsn, asked.request))
@@ -310,6 +352,11 @@ class DecisionService:
         self._committer.submit([draft]).add_done_callback(answer)
 
 
+def _waits_for_disk(asked: Asked) -> bool:
+    """Say whether a decision is answered when its record is on disk: its caller asks for it, or a strict cap does."""
+    return asked.claimed is not None or asked.request.decision_ack == DecisionAck.DECISION_ACK_DURABLE
+
+
 def _count_flush(elapsed_s: float, waited_s: float) -> None:
     telemetry.DECIDE_SECONDS.observe(waited_s)
     telemetry.DECIDE_COMPUTE_SECONDS.inc(elapsed_s)
@@ -319,6 +366,15 @@ def _count_flush(elapsed_s: float, waited_s: float) -> None:
 def _with_lsn(reply_bytes: bytes, lsn: int, request: DecideRequest) -> bytes:
     is_durable = request.decision_ack == DecisionAck.DECISION_ACK_DURABLE
     return reply_bytes + reply.lsn(lsn) if is_durable else reply_bytes
+
+
+def _too_late(late_s: float) -> TsugiError:
+    return TsugiError(
+        ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT,
+        f"the deadline ran out {late_s * 1000:.3f} ms before its turn came; nothing was decided",
+        left_us=0,
+        late_us=int(late_s * 1e6),
+    )
 
 
 def _catalog_missing() -> TsugiError:

@@ -32,6 +32,7 @@ def warm() -> None:
         asks=np.array([[placement, 1] for placement in range(n_asks)], np.int32),
         seeds=np.ones(1, np.uint64),
         listings=np.zeros((0, len(catalog.actions.names)), np.uint8),
+        holds=np.zeros((0, 3), np.int32),
     )
     decide(questions, catalog, models, Scratch())
     encode_rows(facts, catalog.learned)

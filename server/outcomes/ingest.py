@@ -23,7 +23,7 @@ from google.protobuf.message import Message
 from server import telemetry
 from server.catalog.catalog import Catalog, Fact
 from server.catalog.profile_terms import ProfileTerms, Source
-from server.errors import TsugiError, field_invalid, not_found
+from server.errors import TsugiError, field_invalid, not_found, within
 from server.profiles import golden
 from server.profiles.identity import Named, named_all
 from server.storage.committer import GroupCommitter
@@ -33,6 +33,7 @@ from server.storage.store import Snapshot, Store, Table
 from server.tokens import TokenKey
 from server.wire import head
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
+from tsugi.v1 import catalog_pb2
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
 from tsugi.v1.profile_service_pb2 import SourceRecord
@@ -99,16 +100,33 @@ class Ingest:
         catalog = require_catalog(self._catalog())
         return await self._take(outcomes, lambda outcome: self._outcome(outcome, catalog), "outcome")
 
+    async def report_all(self, outcomes: Sequence[ReportOutcomeRequest]) -> int:
+        """Record outcomes together and return the last one's LSN; where one is wrong none is recorded.
+
+        Args:
+            outcomes: validated, at least one.
+
+        Raises:
+            TsugiError: of the call, as report; or of the first outcome refused, at its path below ``outcomes``. An id
+                used before with another payload is noticed when the others are recorded.
+        """
+        catalog = require_catalog(self._catalog())
+        results = await self._take(outcomes, lambda outcome: self._outcome(outcome, catalog), "outcome", is_whole=True)
+        _raise_first(results)
+        return max(result.lsn for result in results if isinstance(result, Accepted))
+
     async def ingest(self, records: Iterable[SourceRecord | TsugiError]) -> list[Accepted | TsugiError]:
         """Record source records; every Accepted is on disk. See report for arguments and errors."""
         catalog = require_catalog(self._catalog())
         return await self._take(records, lambda record: self._source_record(record, catalog), "source_record")
 
     async def _take(
-        self, items: Iterable[_Item | TsugiError], make: Callable[[_Item], Draft], kind: str
+        self, items: Iterable[_Item | TsugiError], make: Callable[[_Item], Draft], kind: str, *, is_whole: bool = False
     ) -> list[Accepted | TsugiError]:
         async with self._drafting:
             drafts = await _each(items, make)
+            if is_whole:
+                _raise_first(drafts)
             commit = self._committer.submit([draft for draft in drafts if isinstance(draft, Draft)])
         try:
             receipts = iter(await commit)
@@ -150,7 +168,7 @@ class Ingest:
         )
         try:
             _check_outcome(request, catalog)
-            return draft._replace(subjects=self._check_against_decision(request, record))
+            return draft._replace(subjects=self._check_against_decision(request, record, catalog))
         except TsugiError:
             if self._is_recorded(draft):
                 return draft
@@ -161,8 +179,13 @@ class Ingest:
         entry = self._log.find(draft.key)
         return entry is not None and entry.payload_digest == draft.payload_digest
 
-    def _check_against_decision(self, request: ReportOutcomeRequest, outcome: OutcomeRecord) -> tuple[bytes, ...]:
-        """Return the subjects of the decision, if it is visible yet; otherwise the join will check."""
+    def _check_against_decision(
+        self, request: ReportOutcomeRequest, outcome: OutcomeRecord, catalog: Catalog
+    ) -> tuple[bytes, ...]:
+        """Return whom the decision is about, if it is visible yet; otherwise the join will check.
+
+        The report of an impression is about the contacts, too, that the decision reserved.
+        """
         entry = self._log.find(outcome.decision_key)
         try:
             record = self._log.get(entry.lsn) if entry is not None else None
@@ -188,7 +211,11 @@ class Ingest:
                 "occurrence_time: more than 5 minutes before the decision",
                 field="occurrence_time",
             )
-        return record.subjects
+        subjects = [subject for subject in record.subjects if subject not in decision.claimed_subjects]
+        if catalog.outcome_types[request.type].kind == catalog_pb2.OUTCOME_KIND_IMPRESSION:
+            slot = next(slot for slot in decision.slots if slot.action == request.action)
+            subjects += slot.confirming_subjects
+        return tuple(subjects)
 
     def _source_record(self, record: SourceRecord, catalog: Catalog) -> Draft:
         data = record.SerializeToString(deterministic=True)
@@ -241,6 +268,13 @@ async def _each(items: Iterable[_Item | TsugiError], make: Callable[[_Item], Dra
         except TsugiError as error:
             drafts.append(error)
     return drafts
+
+
+def _raise_first(results: Sequence[object]) -> None:
+    """Refuse the whole for the first part that was refused."""
+    for i, result in enumerate(results):
+        if isinstance(result, TsugiError):
+            raise within(f"outcomes[{i}]", result)
 
 
 def _check_outcome(request: ReportOutcomeRequest, catalog: Catalog) -> None:

@@ -45,13 +45,13 @@ class Derived:
         terms = catalog.profiles
         windows, segments = terms.windows, terms.segments
         journey = terms.journey
-        first_window = 1 + len(terms.attributes)
+        first_window = terms.first_window
         read = np.zeros(len(catalog.space.facts), np.bool_)
         for column in (segments.rules.left, segments.rules.right):
             read[column[column >= 0]] = True
         self._counts = np.array(
             [
-                len(terms.attributes), windows.session_series, windows.session_gap_us,
+                first_window - 1, windows.session_series, windows.session_gap_us,
                 journey.series if journey is not None else NO_ROW,
             ],
             np.int64,

@@ -206,7 +206,7 @@ def _derive(
 ) -> None:
     """Fill in windows, segments and stage."""
     terms = catalog.profiles
-    first = 1 + len(terms.attributes)
+    first = terms.first_window
     for offset, name in enumerate(terms.windows.names):
         value = _value(facts[first + offset], first + offset, catalog)
         if value is not None:

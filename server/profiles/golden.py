@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from server.catalog.catalog import Catalog, Doubles
-from server.catalog.profile_terms import ProfileTerms
-from server.profiles import derived, survivorship
+from server.catalog.profile_terms import Instants, ProfileTerms
+from server.profiles import derived, holds, survivorship
 from server.profiles import parts as stored_parts
 from server.profiles.series import SeriesSet
 from server.storage.store import Snapshot, Table
-from tsugi.log.v1.state_pb2 import StoredClaim, StoredNode, StoredPart
+from tsugi.log.v1.state_pb2 import StoredClaim, StoredContact, StoredNode, StoredPart
 
 
 class Golden(NamedTuple):
@@ -26,19 +26,25 @@ class Golden(NamedTuple):
 
     leader: bytes  # key of the node that begins the profile
     parts: tuple[bytes, ...]  # keys of all its nodes, ascending
-    facts: Doubles  # float64[attributes], NaN where unknown
-    refold_us: int  # the first instant at which a claim is forgotten: from then on others may stand
+    facts: Doubles  # float64[attributes + consents], NaN where unknown
+    refold_us: int  # the first instant at which a claim or consent runs out: from then on others may stand
     series: SeriesSet
+    holds: Instants  # int64[h, 3], see holds.fold_holds
 
 
 def fold(
-    leader: bytes, parts: Sequence[tuple[bytes, StoredPart, SeriesSet]], terms: ProfileTerms, now_us: int
+    leader: bytes,
+    parts: Sequence[tuple[bytes, StoredPart, SeriesSet]],
+    contacts: Sequence[StoredContact],
+    terms: ProfileTerms,
+    now_us: int,
 ) -> Golden:
     """Fold the parts of one person.
 
     Args:
         leader: key of the node that begins the profile.
         parts: key, content and series of each node's part, any order.
+        contacts: what was told to all of them, any order.
         terms: of the catalog in force.
         now_us: claims that are forgotten by then do not count.
 
@@ -46,7 +52,7 @@ def fold(
     """
     claims = claims_by_attribute([part for _, part, _ in parts])
     trust = trust_of(terms)
-    n = len(terms.attributes)
+    n = terms.first_window - 1
     facts = np.full(n, math.nan)
     refold_us = survivorship.NEVER_US
     for row, attribute in enumerate(terms.attributes):
@@ -58,8 +64,14 @@ def fold(
             facts[row] = attribute.fact.encode(ranked[0].value)
         if attribute.time_to_live_us:
             refold_us = min(refold_us, *(survivorship.expires_us(claim, attribute) for claim in stated))
+    if terms.consents:
+        ledger = [consent for _, part, _ in parts for consent in part.consents]
+        for row, asked in enumerate(terms.consents, start=len(terms.attributes)):
+            facts[row], until_us = stored_parts.consent_to(ledger, asked, now_us)
+            refold_us = min(refold_us, until_us)
     series = parts[0][2].merge([each for _, _, each in parts[1:]], terms.journey)
-    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, refold_us, series)
+    held = holds.fold_holds(contacts, terms.contacts, now_us)
+    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, refold_us, series, held)
 
 
 def evaluate(folded: Golden, catalog: Catalog, now_us: int, out: Doubles) -> tuple[int, int]:
@@ -86,7 +98,7 @@ def fold_stored(snapshot: Snapshot, keys: Sequence[bytes], terms: ProfileTerms, 
     parts = [
         (key, part, stored_parts.series_of(snapshot, key, part, terms)) for key, part in read_parts(snapshot, keys)
     ]
-    return fold(keys[0], parts, terms, now_us)
+    return fold(keys[0], parts, holds.read_contacts(snapshot, keys), terms, now_us)
 
 
 def read_parts(snapshot: Snapshot, keys: Sequence[bytes]) -> list[tuple[bytes, StoredPart]]:

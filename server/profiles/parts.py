@@ -6,12 +6,14 @@ which its records came, but for the numbers of log records.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from server.catalog.profile_terms import NO_ROW, STAMP_BYTES, ProfileTerms, Source
+from server.catalog.profile_terms import NO_ROW, STAMP_BYTES, ConsentTerms, ProfileTerms, Source
 from server.profiles.cleansing import cleanse
 from server.profiles.series import Entry, SeriesSet, entries_of, outcome_entries
+from server.profiles.survivorship import NEVER_US
 from server.storage.store import Snapshot, Table, Transaction
 from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredPart
 from tsugi.v1 import catalog_pb2
@@ -144,6 +146,34 @@ def consents_standing(ledger: Iterable[StoredConsent]) -> list[StoredConsent]:
         if key not in found or _consent_strength(stored) > _consent_strength(found[key]):
             found[key] = stored
     return [found[key] for key in sorted(found)]
+
+
+def consent_to(ledger: Sequence[StoredConsent], asked: ConsentTerms, now_us: int) -> tuple[float, int]:
+    """Return what a person says to a purpose on a channel, and until when.
+
+    The latest of what they said of the purpose on this channel, or on all, stands; of two at the same time, the
+    withdrawal.
+
+    Args:
+        ledger: all consents of all parts, any order.
+        asked: what is to be allowed.
+        now_us: a consent that has run out by then was never given.
+
+    Returns:
+        1 for allowed, 0 for withdrawn, NaN for nothing said; and the instant at which that is over, in microseconds.
+    """
+    said = [
+        each for each in ledger if each.consent.purpose == asked.purpose and each.consent.channel in {"", asked.channel}
+    ]
+    if not said:
+        return math.nan, NEVER_US
+    latest = max(said, key=_consent_strength)
+    if latest.consent.state == ConsentDecision.CONSENT_DECISION_WITHDRAWN:
+        return 0.0, NEVER_US
+    if not asked.valid_for_us:
+        return 1.0, NEVER_US
+    until_us = latest.consent.effective_time.ToMicroseconds() + asked.valid_for_us
+    return (1.0, until_us) if until_us > now_us else (math.nan, NEVER_US)
 
 
 def _consent_strength(stored: StoredConsent) -> tuple[int, bool, str]:

@@ -7,7 +7,8 @@ from the parts.
 
 Layout, little-endian: u32 CRC32C of the rest, u16 version, u16 number of facts, u64 LSN of the last change, 8s layout
 stamp, i64 instant until which the facts hold, i64 instant from which on they are to be folded afresh, 16s key of the
-node that begins it, u16 number of parts, 6 zeros; 16s × parts, float64 × facts, series (see series.py).
+node that begins it, u16 number of parts, 2 zeros, u32 number of holds; 16s × parts, float64 × facts, 3 × i64 × holds,
+series (see series.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.catalog.catalog import Catalog, Doubles
+from server.catalog.profile_terms import Instants
 from server.profiles import derived, golden
 from server.profiles.golden import Golden
 from server.profiles.series import SeriesSet
@@ -29,8 +31,9 @@ from server.storage.store import Snapshot, Table, Transaction
 
 PROFILE_KEY_BYTES: Final = 16
 
-_VERSION: Final = 3
-_HEADER: Final = struct.Struct("<IHHQ8sqq16sH6x")
+_VERSION: Final = 4
+_HOLD_BYTES: Final = 24
+_HEADER: Final = struct.Struct("<IHHQ8sqq16sH2xI")
 
 
 class CorruptProfileError(Exception):
@@ -49,7 +52,7 @@ class StoredRecord:
     """
 
     __slots__ = (
-        "_data", "_facts_start", "_n_facts", "_n_parts", "layout", "leader", "lsn", "refold_us", "until_us",
+        "_data", "_facts_start", "_n_facts", "_n_holds", "_n_parts", "layout", "leader", "lsn", "refold_us", "until_us",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -62,7 +65,7 @@ class StoredRecord:
             raise CorruptProfileError("profile record is cut short")
         (
             crc, version, self._n_facts, self.lsn, self.layout, self.until_us, self.refold_us, self.leader,
-            self._n_parts,
+            self._n_parts, self._n_holds,
         ) = _HEADER.unpack_from(data)  # fmt: skip
         if google_crc32c.value(data[4:]) != crc or version != _VERSION:
             raise CorruptProfileError(f"profile record of version {version} fails its checksum")
@@ -80,9 +83,25 @@ class StoredRecord:
         return np.frombuffer(self._data, np.float64, self._n_facts, self._facts_start)
 
     @property
+    def holds(self) -> Instants:
+        """int64[h, 3]: see holds.fold_holds; read-only."""
+        return np.frombuffer(self._data, np.int64, 3 * self._n_holds, self._holds_start).reshape(self._n_holds, 3)
+
+    @property
     def series(self) -> SeriesSet:
         """The person's series; read-only views."""
-        return SeriesSet.from_bytes(self._data, self._facts_start + 8 * self._n_facts)
+        return SeriesSet.from_bytes(self._data, self._holds_start + _HOLD_BYTES * self._n_holds)
+
+    def with_holds(self, holds: Instants) -> bytes:
+        """Return the record with other holds. Cost: some 3 µs."""
+        end = self._holds_start + _HOLD_BYTES * self._n_holds
+        n_holds = len(holds).to_bytes(4, "little")
+        head = self._data[4 : _HEADER.size - 4] + n_holds + self._data[_HEADER.size : self._holds_start]
+        return _sealed(b"".join((head, holds.tobytes(), self._data[end:])))
+
+    @property
+    def _holds_start(self) -> int:
+        return int(self._facts_start + 8 * self._n_facts)
 
 
 def find(snapshot: Snapshot, keys: Iterable[bytes]) -> bytes | None:
@@ -115,8 +134,8 @@ def load(snapshot: Snapshot, profile_key: bytes) -> StoredRecord | None:
     return StoredRecord(bytes(view)) if view is not None else None
 
 
-def write_facts(stored: StoredRecord, catalog: Catalog, snapshot: Snapshot, now_us: int, out: Doubles) -> None:
-    """Write a profile's facts as they are at an instant.
+def write_facts(stored: StoredRecord, catalog: Catalog, snapshot: Snapshot, now_us: int, out: Doubles) -> Instants:
+    """Write a profile's facts as they are at an instant, and return its holds.
 
     Args:
         stored: the profile.
@@ -132,10 +151,11 @@ def write_facts(stored: StoredRecord, catalog: Catalog, snapshot: Snapshot, now_
     if stored.layout != space.profile_layout or now_us >= stored.refold_us:
         folded = golden.fold_stored(snapshot, stored.parts, catalog.profiles, now_us)
         golden.evaluate(folded, catalog, now_us, out)
-        return
+        return folded.holds
     out[space.profile_slice] = stored.facts
     if now_us >= stored.until_us:
         derived.of(catalog).evaluate(now_us, out, stored.series)
+    return stored.holds
 
 
 def save(
@@ -160,11 +180,18 @@ def save(
     profile_facts = facts[catalog.space.profile_slice]
     header = _HEADER.pack(
         0, _VERSION, profile_facts.size, lsn, catalog.space.profile_layout, until_us, folded.refold_us, folded.leader,
-        len(folded.parts),
+        len(folded.parts), len(folded.holds),
     )  # fmt: skip
-    rest = b"".join((header[4:], *folded.parts, profile_facts.tobytes(), folded.series.to_bytes()))
-    txn.put(Table.PROFILES, profile_key, struct.pack("<I", google_crc32c.value(rest)) + rest)
+    rest = b"".join(
+        (header[4:], *folded.parts, profile_facts.tobytes(), folded.holds.tobytes(), folded.series.to_bytes())
+    )
+    txn.put(Table.PROFILES, profile_key, _sealed(rest))
     return facts, standing_until_us
+
+
+def _sealed(rest: bytes) -> bytes:
+    """Put the checksum before a record."""
+    return struct.pack("<I", google_crc32c.value(rest)) + rest
 
 
 def timestamp(instant_us: int) -> Timestamp:

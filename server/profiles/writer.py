@@ -8,13 +8,13 @@ anew whenever either changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, islice
 from typing import Final, NamedTuple
 
 from server.catalog.catalog import Catalog
 from server.catalog.profile_terms import Source
-from server.profiles import golden, matching, parts, repository, survivorship
+from server.profiles import golden, holds, matching, parts, repository, survivorship
 from server.profiles.audit import SourceCounts
 from server.profiles.graph import Graph, Regrouped, Said
 from server.profiles.identity import (
@@ -31,8 +31,16 @@ from server.profiles.series import SeriesSet, entries_of, outcome_entries
 from server.profiles.standing import Standing
 from server.storage.record import Record
 from server.storage.store import Table, Transaction
-from tsugi.log.v1.record_pb2 import DecisionRecord, ErasureAccepted, LinkStated, OutcomeRecord, ProfileSplit, RecordKind
-from tsugi.log.v1.state_pb2 import StoredContact, StoredNode, StoredPart
+from tsugi.log.v1.record_pb2 import (
+    DecisionRecord,
+    ErasureAccepted,
+    LinkStated,
+    OutcomeRecord,
+    ProfileSplit,
+    RecordKind,
+    SlotRecord,
+)
+from tsugi.log.v1.state_pb2 import StoredContact, StoredNode, StoredPart, StoredReaction, StoredTouch
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_service_pb2 import DecideRequest
 from tsugi.v1.profile_pb2 import DecisionTouchpoint, LinkReason, OutcomeTouchpoint, SourceEvent, Touchpoint
@@ -40,6 +48,7 @@ from tsugi.v1.profile_service_pb2 import SourceRecord
 
 DAY_US: Final = 86_400 * 1_000_000
 RETENTION_US: Final = 400 * DAY_US  # of what is no event
+FORGOTTEN_GOAL_US: Final = 90 * DAY_US  # the window of a goal that the catalog has dropped since: the longest there is
 TIMERS_AT_A_TICK: Final = 512  # when nothing else is to be done; the others at the next record
 TIMERS_AT_A_RECORD: Final = 2
 REPEATS_MAX: Final = 64  # events of one instant that another one is compared with, the last that came
@@ -147,14 +156,16 @@ class ProfileWriter:
         if node is None:
             return
         slots = [slot for slot in decision.slots if slot.action]
-        for slot in slots:
-            if not slot.on_impression:
-                self._count_contact(node, slot.action, record.time_us)
+        placements = dict(enumerate(each.placement for each in request.placements))
+        counting = [slot for slot in slots if not slot.on_impression]
+        for slot in counting:
+            self._count_contact(node, slot, placements, record.lsn, record.time_us)
+        if counting:
+            self._hold(node, record)
         if slots:
-            asked = dict(enumerate(each.placement for each in request.placements))
             told = DecisionTouchpoint(
                 actions=[slot.action for slot in slots],
-                placements=[asked.get(slot.placement_index, "") for slot in slots],
+                placements=[placements.get(slot.placement_index, "") for slot in slots],
             )
             channel = self._channel_of(told.placements[0])
             self._add_touchpoint(node, decision.now_us, channel, record.lsn, Touchpoint(decision=told), RETENTION_US)
@@ -171,11 +182,16 @@ class ProfileWriter:
             decision_lsn: the decision's place.
             is_contact: true when by this outcome the action counts as put before the person.
         """
-        node = self._meant(DecideRequest.FromString(decision.request), decision, None)
+        request = DecideRequest.FromString(decision.request)
+        node = self._meant(request, decision, None)
         if node is None:
             return
         if is_contact:
-            self._count_contact(node, outcome.action, record.time_us)
+            slot = next(slot for slot in decision.slots if slot.action == outcome.action)
+            placements = dict(enumerate(each.placement for each in request.placements))
+            self._count_contact(node, slot, placements, decision_lsn, record.time_us)
+        if self._note_reaction(node, outcome, decision_lsn, record.time_us) or is_contact:
+            self._hold(node, record)
         told = OutcomeTouchpoint(
             type=outcome.type, action=outcome.action, value=outcome.value, decision_lsn=decision_lsn
         )
@@ -350,14 +366,48 @@ class ProfileWriter:
             part.forget_us = forget_us
             self._changed_parts.add(key)
 
-    def _count_contact(self, key: bytes, action: str, time_us: int) -> None:
-        """Add one contact of a person with an action."""
-        place = key + action.encode()
-        stored = self._txn.get(Table.CONTACTS, place)
-        contact = StoredContact.FromString(bytes(stored)) if stored is not None else StoredContact(action=action)
-        contact.count += 1
-        contact.last_contact_time_us = max(contact.last_contact_time_us, time_us)
-        self._txn.put(Table.CONTACTS, place, contact.SerializeToString(deterministic=True))
+    def _count_contact(
+        self, key: bytes, slot: SlotRecord, placements: Mapping[int, str], decision_lsn: int, time_us: int
+    ) -> None:
+        """Add one contact of a person with a slot's action."""
+        goal = self._catalog.goal_rows.get(slot.goal)
+        window_us = self._catalog.goals[goal].window_us if goal is not None else FORGOTTEN_GOAL_US
+        contact = self._contact(key, slot.action)
+        channel = self._channel_of(placements.get(slot.placement_index, ""))
+        touch = StoredTouch(time_us=time_us, channel=channel, decision_lsn=decision_lsn, ignored_us=time_us + window_us)
+        holds.add_touch(contact, touch)
+        self._put_contact(key, contact)
+
+    def _note_reaction(self, key: bytes, outcome: OutcomeRecord, decision_lsn: int, time_us: int) -> bool:
+        """Note what came of a contact, and say whether it is remembered."""
+        declared = self._catalog.outcome_types.get(outcome.type)
+        is_response = declared is None or declared.kind != catalog_pb2.OUTCOME_KIND_IMPRESSION
+        contact = self._contact(key, outcome.action)
+        reaction = StoredReaction(type=outcome.type, time_us=time_us, is_response=is_response)
+        if not holds.add_reaction(contact, decision_lsn, reaction):
+            return False
+        self._put_contact(key, contact)
+        return True
+
+    def _contact(self, key: bytes, action: str) -> StoredContact:
+        stored = self._txn.get(Table.CONTACTS, key + action.encode())
+        return StoredContact.FromString(bytes(stored)) if stored is not None else StoredContact(action=action)
+
+    def _put_contact(self, key: bytes, contact: StoredContact) -> None:
+        self._txn.put(Table.CONTACTS, key + contact.action.encode(), contact.SerializeToString(deterministic=True))
+
+    def _hold(self, key: bytes, record: Record) -> None:
+        """Say anew from when until when the person of a node is left in peace."""
+        if not self._terms.contacts.counting:
+            return
+        profile_key = self._graph.known(key).profile_key
+        stored = repository.load(self._txn, profile_key)
+        if stored is None or stored.layout != self._catalog.space.profile_layout:
+            self._refold([], [key], record)
+            return
+        contacts = holds.read_contacts(self._txn, stored.parts)
+        held = holds.fold_holds(contacts, self._terms.contacts, record.time_us)
+        self._txn.put(Table.PROFILES, profile_key, stored.with_holds(held))
 
     def _forget_old(self, key: bytes, record: Record) -> None:
         """Drop claims and touchpoints whose time is over."""
@@ -504,7 +554,8 @@ class ProfileWriter:
     def _fold(self, profile_key: bytes, keys: Sequence[bytes], record: Record, inherited: dict[str, int]) -> None:
         leader = identity_key(leader_of(map(self._graph.known, keys)).identity)
         content = [(key, self._part(key), self._series_of(key)) for key in keys]
-        folded = golden.fold(leader, content, self._terms, record.time_us)
+        contacts = holds.read_contacts(self._txn, keys)
+        folded = golden.fold(leader, content, contacts, self._terms, record.time_us)
         if self._txn.get(Table.PROFILES, profile_key) is None:
             self._standing.count_people(1)
         facts, change_us = repository.save(self._txn, profile_key, folded, self._catalog, record.lsn, record.time_us)

@@ -36,7 +36,7 @@ else:
     Context = grpc.aio.ServicerContext
 UnaryAnswer = Callable[[Any, bytes, Context], Awaitable[Message | bytes]]
 UploadAnswer = Callable[[AsyncIterator[Any], Context], Awaitable[Message]]
-StreamAnswer = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message]]
+StreamAnswer = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message | bytes]]
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     decision_service_pb2.DESCRIPTOR.services_by_name["DecisionService"],
@@ -47,7 +47,7 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
 )
 
 # All others are held to less than the transport takes.
-_LARGE: Final = frozenset({"BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"})
+_LARGE: Final = frozenset({"BatchDecide", "BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"})
 
 
 def handlers(
@@ -118,7 +118,7 @@ def _stream(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethodHan
     async def handle(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         try:
             async for reply in answer(_parsed(method, requests), context):
-                yield reply.SerializeToString()
+                yield reply if isinstance(reply, bytes) else reply.SerializeToString()
         except Exception as error:  # the one place where errors become statuses
             await _abort(context, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Final
@@ -14,6 +13,7 @@ from server.profiles.reader import ProfileReader
 from server.rpc import validate
 from server.rpc.methods import Context
 from server.rpc.status import item_error
+from server.rpc.streams import in_order
 from tsugi.v1.profile_service_pb2 import (
     AcceptedRecord,
     AuditSourcesRequest,
@@ -46,8 +46,6 @@ from tsugi.v1.profile_service_pb2 import (
 
 STREAM_REQUESTS_MAX: Final = 4  # of one stream, worked on at once
 
-_Working = asyncio.Task[tuple[list[IngestRecordResult], int]]
-
 
 class ProfileServicer:
     """Answers ProfileService."""
@@ -67,37 +65,16 @@ class ProfileServicer:
         results, lsn = await self._take(request.records)
         return IngestRecordsResponse(results=results, lsn=lsn)
 
-    async def stream_ingest_records(
+    def stream_ingest_records(
         self, requests: AsyncIterator[StreamIngestRecordsRequest], _context: Context
     ) -> AsyncIterator[StreamIngestRecordsResponse]:
         """See ProfileService.StreamIngestRecords."""
-        # Replies leave in order. A request keeps its place until its reply was taken: a slow caller slows itself.
-        places = asyncio.Semaphore(STREAM_REQUESTS_MAX)
-        working: asyncio.Queue[_Working | None] = asyncio.Queue()  # holds no more than there are places
 
-        async def read() -> None:
-            await places.acquire()
-            async for request in requests:
-                working.put_nowait(asyncio.create_task(self._take(request.records)))
-                await places.acquire()
+        async def answer(request: StreamIngestRecordsRequest) -> StreamIngestRecordsResponse:
+            results, lsn = await self._take(request.records)
+            return StreamIngestRecordsResponse(results=results, lsn=lsn)
 
-        reading = asyncio.create_task(read())
-        reading.add_done_callback(lambda _: working.put_nowait(None))
-        begun: list[_Working] = []
-        try:
-            while (task := await working.get()) is not None:
-                begun = [task]
-                results, lsn = await task
-                yield StreamIngestRecordsResponse(results=results, lsn=lsn)
-                places.release()
-            await reading
-        finally:
-            reading.cancel()
-            while not working.empty():
-                begun += filter(None, [working.get_nowait()])
-            for task in begun:
-                task.cancel()
-            await asyncio.gather(reading, *begun, return_exceptions=True)
+        return in_order(requests, answer, STREAM_REQUESTS_MAX)
 
     async def get_profile(self, request: GetProfileRequest, _raw: bytes, _context: Context) -> GetProfileResponse:
         """See ProfileService.GetProfile."""

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.catalog.values import check_instant, check_value
 from server.errors import TsugiError, field_invalid, limit_exceeded
-from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck
+from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck, DecisionView, GetDecisionRequest
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
@@ -29,6 +29,7 @@ IDENTITIES_MAX: Final = 16
 PLACEMENTS_MAX: Final = 16
 CONTEXT_MAX: Final = 64
 ACTION_NAMES_MAX: Final = 10_000
+OUTCOMES_MAX: Final = 16
 ATTRIBUTES_MAX: Final = 256
 PROPERTIES_MAX: Final = 64
 BATCH_MAX: Final = 500
@@ -68,6 +69,29 @@ def decide_request(request: DecideRequest) -> None:
 
 
 _ACKS = frozenset(DecisionAck.values())
+
+
+def reported_outcomes(request: DecideRequest, now_us: int) -> None:
+    """Check the outcomes that a DecideRequest reports."""
+    at_most("outcomes", len(request.outcomes), OUTCOMES_MAX)
+    if request.preview:
+        raise field_invalid("outcomes", "a preview records nothing; report them without it")
+    for i, outcome in enumerate(request.outcomes):
+        report_outcome(outcome, now_us, f"outcomes[{i}].")
+
+
+def distinct_request_ids(requests: Iterable[DecideRequest]) -> list[DecideRequest | TsugiError]:
+    """Return the requests of a batch, and in place of one that takes the request id of an earlier one its error."""
+    used: set[str] = set()
+    checked_requests: list[DecideRequest | TsugiError] = []
+    for request in requests:
+        if request.request_id in used:
+            checked_requests.append(field_invalid("request_id", "an earlier request of the batch has the same"))
+            continue
+        if request.request_id:
+            used.add(request.request_id)
+        checked_requests.append(request)
+    return checked_requests
 
 
 def report_outcome(request: ReportOutcomeRequest, now_us: int, path: str = "") -> None:
@@ -253,3 +277,13 @@ def checked(item: _Item, check: Callable[[_Item], None]) -> _Item | TsugiError:
     except TsugiError as error:
         return error
     return item
+
+
+def decision_view(request: GetDecisionRequest) -> None:
+    """Check what GetDecision is asked to tell.
+
+    Raises:
+        TsugiError: FIELD_INVALID.
+    """
+    if request.view not in DecisionView.values():
+        raise field_invalid("view", "DECISION_VIEW_BASIC or DECISION_VIEW_EXPLAINED is required")

@@ -15,21 +15,19 @@ from pathlib import Path
 async def _serve(reply: bytes, listeners: int) -> None:
     import grpc  # noqa: PLC0415  # after the scheduling policy is set, as in our workers
 
-    from tsugi.v1 import decision_service_pb2, decision_service_pb2_grpc  # noqa: PLC0415  # imports grpc
+    from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse  # noqa: PLC0415  # as late as grpc
 
-    class Servicer(decision_service_pb2_grpc.DecisionServiceServicer):
-        def __init__(self) -> None:
-            self._reply = decision_service_pb2.DecideResponse.FromString(reply)
+    answer = DecideResponse.FromString(reply)
 
-        async def Decide(  # noqa: N802  # gRPC names it
-            self, request: decision_service_pb2.DecideRequest, context: object
-        ) -> decision_service_pb2.DecideResponse:
-            return self._reply
+    async def decide(request: DecideRequest, context: object) -> DecideResponse:
+        return answer
 
+    method = grpc.unary_unary_rpc_method_handler(decide, DecideRequest.FromString, DecideResponse.SerializeToString)
+    handlers = grpc.method_handlers_generic_handler("tsugi.v1.DecisionService", {"Decide": method})
     servers, port = [], 0
     for _ in range(listeners):
         server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
-        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(Servicer(), server)
+        server.add_generic_rpc_handlers((handlers,))
         port = server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         servers.append(server)

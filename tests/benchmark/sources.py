@@ -57,7 +57,7 @@ def catalog_message() -> catalog_pb2.Catalog:
                  "defaultCountryCode": "AU"},
                 {"name": SHOP, "party": "PARTY_FIRST", "delivery": "DELIVERY_STREAM", "trust": 60, "channel": "web"},
             ],
-            "consentPurposes": [{"name": "marketing"}],
+            "consentPurposes": [{"name": "marketing"}, {"name": "service", "consentExempt": True}],
             "profileAttributes": [
                 *(
                     {"name": name, "type": "ATTRIBUTE_TYPE_TEXT", "personalData": True,
@@ -98,7 +98,7 @@ def catalog_message() -> catalog_pb2.Catalog:
             "goals": [{"name": "click", "outcomes": [{"type": "click", "reward": 1}], "attributionWindow": "86400s",
                        "baseRate": 0.1}],
             "channels": [{"name": "web"}],
-            "placements": [{"name": PLACEMENT, "channel": "web", "goal": "click", "countMax": 1}],
+            "placements": [{"name": PLACEMENT, "channel": "web", "goal": "click", "purpose": "service"}],
             "actions": [
                 {"name": "fresh", "eligibility": f"profile.{STAMP} >= context.{WANTED}",
                  "treatments": [{"name": "banner", "channel": "web"}]},

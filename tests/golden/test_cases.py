@@ -14,13 +14,16 @@ import pytest
 from google.protobuf import json_format
 from ruamel.yaml import YAML
 
+from server.catalog.catalog import Catalog as CompiledCatalog
 from server.catalog.compile import compile_catalog
-from server.profiles import repository
+from server.profiles import holds, repository
 from tests.support.deciding import Answer, Desk, given_champion
 from tests.support.populating import Person
+from tsugi.log.v1.state_pb2 import StoredContact, StoredReaction, StoredTouch
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.decision_pb2 import ChoiceReason, Degradation
 from tsugi.v1.decision_service_pb2 import DecideRequest
+from tsugi.v1.profile_pb2 import Consent
 
 FOLDER = Path(__file__).parent
 REWRITE = bool(os.environ.get("TSUGI_REWRITE_GOLDEN"))
@@ -45,12 +48,32 @@ def decide_case(case: dict[str, Any]) -> Answer:
     parts = YAML(typ="safe", pure=True).load((FOLDER / case.get("catalog", "fragments/retail.yaml")).read_text())
     catalog = compile_catalog(json_format.ParseDict(parts | case.get("with", {}), Catalog()))
     desk = Desk(catalog, champion=given_champion(catalog, case.get("propensities", {}), "click"))
+    now_us = instant_us(case.get("now", "2026-03-03T09:00:00Z"))
     if "profile" in case:
-        desk.meet(Person(case["profile"], {"customer_number": "c-1"}))
+        consents = [json_format.ParseDict(each, Consent()) for each in case.get("consents", [])]
+        contacts = told(case.get("told", []), catalog)
+        desk.meet(Person(case["profile"], {"customer_number": "c-1"}, consents, contacts), now_us=now_us)
     request = json_format.ParseDict(
         {"identities": [{"namespace": "customer_number", "value": "c-1"}]} | case["request"], DecideRequest()
     )
-    return desk.ask(request, instant_us(case.get("now", "2026-03-03T09:00:00Z")), case["decision_id"])
+    return desk.ask(request, now_us, case["decision_id"])
+
+
+def told(lines: list[dict[str, Any]], catalog: CompiledCatalog) -> list[StoredContact]:
+    """Read what the person was told before: an action, when, on which channel, and what came of it."""
+    contacts: dict[str, StoredContact] = {}
+    for number, line in enumerate(lines, start=1):
+        at_us = instant_us(line["at"])
+        touch = StoredTouch(
+            time_us=at_us, channel=line.get("channel", "web"), decision_lsn=number,
+            ignored_us=at_us + catalog.goals[0].window_us,
+        )  # fmt: skip
+        contact = contacts.setdefault(line["action"], StoredContact(action=line["action"]))
+        holds.add_touch(contact, touch)
+        if "came" in line:
+            reaction = StoredReaction(type=line["came"], time_us=at_us + 1_000_000, is_response=True)
+            holds.add_reaction(contact, number, reaction)
+    return list(contacts.values())
 
 
 def instant_us(text: str | datetime) -> int:

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from tsugi.client import CallError, Client, source_record
+from tsugi.client import CallError, Client, decide_request, source_record
 from tsugi.v1 import (
     catalog_service_pb2,
     decision_service_pb2,
@@ -47,6 +47,29 @@ class _Decisions(decision_service_pb2_grpc.DecisionServiceServicer):
         self.attempts += 1
         return self.behaviour(self.attempts - 1, context)
 
+    def BatchDecide(  # noqa: N802  # the method's name in the API
+        self, request: decision_service_pb2.BatchDecideRequest, context: grpc.ServicerContext
+    ) -> decision_service_pb2.BatchDecideResponse:
+        self.attempts += 1
+        decision = self.behaviour(self.attempts - 1, context)
+        results = [decision_service_pb2.DecideResult(decision=decision) for _ in request.requests]
+        return decision_service_pb2.BatchDecideResponse(results=results)
+
+    def StreamDecide(  # noqa: N802  # the method's name in the API
+        self, request_iterator: Iterator[decision_service_pb2.StreamDecideRequest], context: grpc.ServicerContext
+    ) -> Iterator[decision_service_pb2.StreamDecideResponse]:
+        for part in request_iterator:
+            self.attempts += 1
+            decision = self.behaviour(self.attempts - 1, context)
+            decision.catalog_revision = part.request.request_id
+            yield decision_service_pb2.StreamDecideResponse(decision=decision)
+
+    def GetDecision(  # noqa: N802  # the method's name in the API
+        self, request: decision_service_pb2.GetDecisionRequest, context: grpc.ServicerContext
+    ) -> decision_service_pb2.GetDecisionResponse:
+        view = decision_service_pb2.DecisionView.Name(request.view)
+        return decision_service_pb2.GetDecisionResponse(catalog_revision=f"{request.decision_id} {view}")
+
 
 @contextmanager
 def serving(
@@ -74,6 +97,13 @@ def unavailable_twice(attempt: int, context: grpc.ServicerContext) -> decision_s
     return decision_service_pb2.DecideResponse(decision_id=f"attempt {attempt}")
 
 
+def test_recorded_decision_is_asked_for_as_it_is_named() -> None:
+    with serving(answer_with_peer) as (decisions, address), Client(address, timeout_s=10) as client:
+        assert client.get_decision("d", explained=True).catalog_revision == "d DECISION_VIEW_EXPLAINED"
+        assert client.get_decision("d").catalog_revision == "d DECISION_VIEW_BASIC"
+        assert decisions.attempts == 0
+
+
 def test_decide_with_request_id_is_repeated_until_it_is_answered() -> None:
     with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
         assert client.decide({"home_banner": 1}, request_id="r1").decision_id == "attempt 2"
@@ -84,6 +114,28 @@ def test_decide_without_request_id_is_not_repeated_once_the_server_saw_it() -> N
     with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
         with pytest.raises(CallError) as refusal:
             client.decide({"home_banner": 1})
+        assert (refusal.value.code, decisions.attempts) == (grpc.StatusCode.UNAVAILABLE, 1)
+
+
+def test_batch_is_repeated_when_all_of_it_has_request_ids_and_only_then() -> None:
+    known, unknown = decide_request({"home_banner": 1}, request_id="r1"), decide_request({"home_banner": 1})
+    with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
+        reply = client.batch_decide([known, known])
+        assert [each.decision.decision_id for each in reply.results] == ["attempt 2", "attempt 2"]
+        decisions.attempts = 0
+        with pytest.raises(CallError):
+            client.batch_decide([known, unknown])
+        assert decisions.attempts == 1
+
+
+def test_decisions_of_a_stream_come_as_they_are_asked_for_and_it_is_not_repeated() -> None:
+    requests = [decide_request({"home_banner": 1}, request_id=f"r{i}") for i in range(5)]
+    with serving(answer_with_peer) as (_, address), Client(address, timeout_s=10) as client:
+        replies = client.stream_decide(requests)
+        assert [reply.decision.catalog_revision for reply in replies] == [f"r{i}" for i in range(5)]
+    with serving(unavailable_twice) as (decisions, address), Client(address, timeout_s=10) as client:
+        with pytest.raises(CallError) as refusal:
+            list(client.stream_decide(requests))
         assert (refusal.value.code, decisions.attempts) == (grpc.StatusCode.UNAVAILABLE, 1)
 
 

@@ -86,6 +86,19 @@ def test_walk_by_commands(server: Server, catalog: Any) -> None:
     assert by_id["windows"].keys() == profile["windows"].keys()
 
 
+def test_rejection_is_told_with_the_next_request_and_once(server: Server, catalog: Any) -> None:
+    first = asked(server, "decide", "--identity", "customer_number=no", "--placement", "home_banner", "--durable")
+    rejected = ("--outcome", first["decisionId"], first["slots"][0]["action"], "click")
+    following = ("decide", "--identity", "customer_number=no", "--placement", "home_banner", "--durable", *rejected)
+    assert asked(server, *following)["decisionId"] != first["decisionId"]
+    last = asked(server, *following)["lsn"]
+    until(lambda: int(asked(server, "audit-sources", "--json")["appliedLsn"]) >= int(last), "the projector gets there")
+    told_of = asked(server, "profile", "--identity", "customer_number=no", "--timeline", "9")["touchpoints"]
+    assert ["outcome" in each for each in told_of].count(True) == 1
+    bad = refused(server, *following[:-1], "applause")
+    assert bad["metadata"]["field"] == "outcomes[0].type"
+
+
 def test_configuration_by_commands(server: Server, catalog: Any, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(

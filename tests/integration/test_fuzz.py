@@ -61,8 +61,9 @@ def check(method: str, replies: list[bytes], refusal: Refusal | None) -> None:
         assert refusal.message
     for data in replies:
         reply: Any = response_class(method).FromString(data)
-        for result in getattr(reply, "results", ()):
-            assert result.WhichOneof("outcome") is not None
+        for result in [reply] if method == "StreamDecide" else getattr(reply, "results", ()):
+            (either,) = result.DESCRIPTOR.oneofs
+            assert result.WhichOneof(either.name) is not None
             if result.HasField("error"):
                 check_reason(result.error.reason)
                 assert result.error.message

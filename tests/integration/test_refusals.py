@@ -28,6 +28,7 @@ from tests.support.refusing import (
     outcome,
     request,
     source,
+    valid,
 )
 from tests.support.running import Server, serving, told
 from tests.support.wire import METHODS, Refusal, Wire
@@ -129,7 +130,7 @@ DECIDE: list[tuple[str, dict[str, Any], str, str]] = [
     ("long request id", {"requestId": "x" * 129}, INVALID, "request_id"),
     ("request id with a control character", {"requestId": CONTROL}, INVALID, "request_id"),
     ("unknown acknowledgement", {"decisionAck": 7}, INVALID, "decision_ack"),
-    ("request over its limit", {"candidateActions": ["x" * 300_000]}, LIMIT, "request"),
+    ("outcomes in a preview", {"preview": True}, INVALID, "outcomes"),
 ]
 OUTCOME: list[tuple[str, Changes, str, str]] = [
     ("no decision id", lambda w: {"decisionId": ""}, TOKEN, "decision_id"),
@@ -256,6 +257,9 @@ READS: list[tuple[str, str, Changes, str, str]] = [
     ("unknown id", "ExportProfile", lambda w: {"profileId": "0" * 32}, NOT_FOUND, ""),
     ("empty identity", "ExportProfile", lambda w: {"identity": PERSON | {"value": ""}}, INVALID, "identity.value"),
     ("unknown identity", "ExportProfile", lambda w: {"identity": STRANGER}, NOT_FOUND, ""),
+    ("no id", "GetDecision", lambda w: {"decisionId": ""}, "DECISION_ID_INVALID", ""),
+    ("id that is not ours", "GetDecision", lambda w: {"decisionId": "A" * 56}, "DECISION_ID_INVALID", ""),
+    ("unknown view", "GetDecision", lambda w: {"view": 9}, INVALID, "view"),
     ("no id", "GetErasure", lambda w: {"erasureId": ""}, INVALID, "erasure_id"),
     ("id of another form", "GetErasure", lambda w: {"erasureId": w.erasure_id.upper() + "0"}, INVALID, "erasure_id"),
     ("unknown id", "GetErasure", lambda w: {"erasureId": "0" * 32}, NOT_FOUND, "erasure_id"),
@@ -344,6 +348,47 @@ def cases(table: list[Any]) -> pytest.MarkDecorator:
 def test_bad_decide_is_refused(wire: Wire, world: World, case: tuple[str, dict[str, Any], str, str]) -> None:
     _, changes, reason, path = case
     check(wire.ask("Decide", request("Decide", world, **changes)), reason, path)
+    good, bad = results(wire, request("BatchDecide", world, requests=[decide(world), decide(world) | changes]))
+    assert good.decision.decision_id
+    for error in (bad.error, streamed(wire, world, **changes)):
+        assert ErrorReason.Name(error.reason) == f"ERROR_REASON_{reason}"
+        assert error.metadata["field"] == path
+
+
+def test_large_decide_is_refused_by_its_size(wire: Wire, world: World) -> None:
+    large = {"candidateActions": ["x" * 300_000]}
+    check(wire.ask("Decide", request("Decide", world, **large)), LIMIT, "request")
+    check(wire.ask("StreamDecide", request("StreamDecide", world, request=decide(world) | large)), LIMIT, "request")
+
+
+def test_request_id_twice_in_a_batch_is_refused_alone(wire: Wire, world: World) -> None:
+    twice = [decide(world) | {"requestId": "twice"}] * 2
+    good, bad = results(wire, request("BatchDecide", world, requests=twice))
+    assert good.decision.decision_id
+    assert (bad.error.reason, bad.error.metadata["field"]) == (ErrorReason.ERROR_REASON_FIELD_INVALID, "request_id")
+
+
+def decide(world: World) -> dict[str, Any]:
+    return valid("Decide", world)
+
+
+def streamed(wire: Wire, world: World, **changes: Any) -> Any:
+    """Return the error of a request in a stream."""
+    reply = wire.ask("StreamDecide", request("StreamDecide", world, request=decide(world) | changes))
+    assert isinstance(reply, Message), reply
+    return reply.error  # type: ignore[attr-defined]  # a StreamDecideResponse has one
+
+
+@cases(OUTCOME)
+def test_bad_outcome_refuses_the_decide_it_is_reported_with(
+    wire: Wire, world: World, case: tuple[str, Changes, str, str]
+) -> None:
+    name, changes, reason, path = case
+    outcomes = [outcome(world, outcomeId=f"with {name}"), outcome(world, **changes(world))]
+    check(wire.ask("Decide", request("Decide", world, outcomes=outcomes)), reason, f"outcomes[1].{path}")
+    accepted = wire.ask("ReportOutcome", request("ReportOutcome", world, outcomeId=f"with {name}"))
+    assert isinstance(accepted, Message)
+    assert not accepted.duplicate, "the good one beside it was not recorded"  # type: ignore[attr-defined]
 
 
 @cases(OUTCOME)
@@ -431,13 +476,9 @@ def repeated_fields() -> list[tuple[str, str, str, int]]:
                 continue
             if field.message_type is not None and field.message_type.file.package == "tsugi.v1":
                 inner = entries[0] if entries is not None else getattr(message, field.name)
-                # Items of a batch are refused alone, by their own paths.
-                walk(
-                    method,
-                    inner,
-                    f"{below}[0]" if entries is not None else below,
-                    "" if entries is not None else below_named,
-                )
+                # Items of a batch and of a stream are refused alone, by their own paths.
+                is_item = entries is not None or method == "StreamDecide"
+                walk(method, inner, f"{below}[0]" if entries is not None else below, "" if is_item else below_named)
 
     for method in ASKED:
         walk(method, request(method, World("x", "x", 0, "x")), "", "")
@@ -450,9 +491,10 @@ def test_one_more_than_a_stated_maximum_is_refused(wire: Wire, world: World, cas
     message = request(method, world)
     overfill(message, path, maximum + 1)
     answer = wire.ask(method, message)
-    if "[0]" in path:
+    if "[0]" in path or method == "StreamDecide":
         assert isinstance(answer, Message)
-        error = answer.results[0].error  # type: ignore[attr-defined]  # both batches have results
+        result: Any = answer if method == "StreamDecide" else answer.results[0]  # type: ignore[attr-defined]
+        error = result.error
         assert error.reason == ErrorReason.ERROR_REASON_LIMIT_EXCEEDED
         assert error.metadata["field"] == named
         assert error.metadata["limit"] == str(maximum)
@@ -489,6 +531,7 @@ def test_everything_needs_a_catalog_first(tmp_path_factory: pytest.TempPathFacto
         "RollbackCatalog": "NO_PREVIOUS_REVISION",
         "RollbackModel": "NO_PREVIOUS_REVISION",
         "GetErasure": NOT_FOUND,
+        "GetDecision": "DECISION_ID_INVALID",  # of another installation
     }
     with serving(tmp_path_factory.mktemp("empty"), serve_workers=1) as server, Wire(server.address) as wire:
         for method in ASKED:
@@ -519,7 +562,7 @@ def test_what_grpc_itself_refuses_keeps_its_own_codes(wire: Wire, world: World) 
 
 
 def test_every_method_is_walked() -> None:
-    batches = {"BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"}
+    batches = {"BatchDecide", "StreamDecide", "BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"}
     no_field_can_be_wrong = {"AuditSources", "CountPeople"}
     walked = {case[1] for case in (*READS, *WRITES)} | {"Decide", "ReportOutcome"} | batches | no_field_can_be_wrong
     assert walked == set(ASKED)

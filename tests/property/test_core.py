@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.catalog.catalog import EPSILON_GREEDY, GREEDY, THOMPSON, Catalog
+from server.decisioning import exploration
 from server.decisioning.decide import EXPLORE, NO_EXPLORATION, RANDOM_CONTROL
 from server.decisioning.gather import Batch
 from server.decisioning.models import Models, align, no_champion
 from tests.support import oracle
-from tests.support.catalogs import POLICIES, seeded
+from tests.support.catalogs import BOUNDED, POLICIES, seeded
 from tests.support.deciding import Desk, key_of
 from tests.support.populating import Person
 from tsugi.log.v1.learner_pb2 import LearnerArrays
@@ -60,8 +61,9 @@ people = st.fixed_dictionaries(
         "tier": st.sampled_from(["bronze", "silver", "gold"]),
     },
 )
+PLACEMENTS = [*POLICIES, *BOUNDED, "calm"]
 asks = st.lists(
-    st.tuples(st.sampled_from(list(POLICIES)), st.integers(1, 4)), min_size=1, max_size=4, unique_by=lambda a: a[0]
+    st.tuples(st.sampled_from(PLACEMENTS), st.integers(1, 4)), min_size=1, max_size=4, unique_by=lambda a: a[0]
 )
 
 
@@ -97,26 +99,41 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
     np.testing.assert_allclose(decisions.learned[0], learned, rtol=0, atol=1e-6)
     slot = 0
     is_free = np.ones(decisions.rows.size, bool)
+    chosen: list[tuple[str, str]] = []
+    others = decisions.other_propensities
     for ask, (row, count) in enumerate(batch.asked[0].asks):
         placement = catalog.placements[row]
         block = slice(decisions.ask_blocks[ask], decisions.ask_blocks[ask + 1])
         rows = decisions.rows
-        prior = np.full(rows.size, catalog.goals[placement.goal_row].base_log_odds, np.float32)
-        propensity = oracle.propensities(prior, rows, learned, models, placement.goal_row)
-        np.testing.assert_allclose(decisions.propensities[block], propensity, rtol=0, atol=1e-6)
+        expected, means, variances = np.zeros(rows.size), np.zeros(rows.size), np.zeros(rows.size)
+        for goal, weight in sorted(_goals_of(catalog, placement.name).items()):
+            prior = np.full(rows.size, catalog.goals[goal].base_log_odds, np.float32)
+            propensity = oracle.propensities(prior, rows, learned, models, goal)
+            recorded = decisions.propensities[block]
+            if goal != placement.goal_row:
+                recorded, others = others[: rows.size], others[rows.size :]
+            np.testing.assert_allclose(recorded, propensity, rtol=0, atol=1e-6)
+            mean, deviation = oracle.posterior(prior, rows, learned, models, goal)
+            expected += weight * propensity
+            means += weight * mean
+            variances += (weight * deviation) ** 2
         worth = catalog.actions.worth[rows].prod(1) * catalog.actions.weights[rows, placement.channel_row]
-        np.testing.assert_allclose(decisions.priorities[block], propensity * worth, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(decisions.priorities[block], expected * worth, rtol=1e-5, atol=1e-9)
         policy, parameter = placement.policy, placement.parameter
+        stated = catalog.message.placements[row].exploration
+        share_max = stated.share_max if stated.HasField("share_max") else 1.0
+        floor = stated.probability_min
         if mode == RANDOM_CONTROL:
-            policy, parameter = EPSILON_GREEDY, 1.0
-        elif mode == NO_EXPLORATION:
-            policy, parameter = GREEDY, 0.0
+            policy, parameter, share_max, floor = EPSILON_GREEDY, 1.0, 1.0, 0.0
+        elif mode == NO_EXPLORATION or (placement.name == "calm" and person.get("member", True)):
+            policy, parameter, share_max, floor = GREEDY, 0.0, 1.0, 0.0
         if policy == THOMPSON:
-            means, deviations = oracle.posterior(prior, rows, learned, models, placement.goal_row)
-            np.testing.assert_allclose(decisions.means[block], means, rtol=0, atol=1e-6)
-            np.testing.assert_allclose(decisions.deviations[block], deviations, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(decisions.means[block], means, rtol=0, atol=2e-6)
+            np.testing.assert_allclose(decisions.deviations[block], np.sqrt(variances), rtol=0, atol=2e-6)
         for _ in range(count):
-            is_open = is_free & ~np.isnan(worth)
+            goes = oracle.goes_with(catalog.message, chosen, placement.name)
+            going = np.array([goes[catalog.actions.names[each]] for each in rows], bool)
+            is_open = is_free & ~np.isnan(worth) & going
             got = decisions.distributions[decisions.slot_blocks[slot] : decisions.slot_blocks[slot + 1]]
             _, pick, chosen_row, _ = decisions.slot_codes[slot].tolist()
             if not is_open.any():
@@ -124,14 +141,26 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
                 assert not got.any()
             else:
                 if policy != THOMPSON:
-                    wanted = oracle.distribution(policy, parameter, decisions.priorities[block], is_open)
+                    priorities = decisions.priorities[block]
+                    wanted = oracle.distribution(policy, parameter, priorities, is_open)
+                    wanted = oracle.bounded(wanted, priorities, is_open, share_max, floor)
                     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
                 assert abs(got.sum() - 1.0) < 1e-9
+                assert got[is_open].min() >= min(floor, 1.0 / is_open.sum())
                 assert not got[~is_open].any()
                 assert got[pick] == decisions.slot_numbers[slot, 0] > 0.0
                 assert chosen_row == rows[pick]
                 is_free[pick] = False
+                chosen.append((placement.name, catalog.actions.names[chosen_row]))
             slot += 1
+    assert not others.size
+
+
+def _goals_of(catalog: Catalog, placement: str) -> dict[int, float]:
+    message = catalog.message.placements[catalog.placement_rows[placement]]
+    if not message.goals:
+        return {catalog.goal_rows[message.goal]: 1.0}
+    return {catalog.goal_rows[each.goal]: each.weight if each.HasField("weight") else 1.0 for each in message.goals}
 
 
 def _asked_for(batch: Batch, request: DecideRequest) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -178,7 +207,7 @@ def test_order_of_names_in_the_request_is_without_effect(
     assert first.reply == second.reply
 
 
-@given(number=st.integers(0, 10**6), person=people, placement=st.sampled_from(list(POLICIES)))
+@given(number=st.integers(0, 10**6), person=people, placement=st.sampled_from(PLACEMENTS))
 def test_an_action_that_is_refused_is_as_if_not_there(number: int, person: dict[str, Any], placement: str) -> None:
     here = desk()
     here.meet(Person(person, {}))
@@ -241,6 +270,32 @@ def test_the_spliced_reply_says_what_the_record_says(
             if t.name == slot.treatment
         )
         assert slot.content == treatment.content
+
+
+weights = st.lists(st.floats(0, 10), min_size=1, max_size=12)
+
+
+@given(
+    worths=weights, raw=weights, closed=st.sets(st.integers(0, 11)), share_max=st.floats(0, 1), floor=st.floats(0, 1)
+)
+def test_bounds_keep_the_order_and_the_whole(
+    worths: list[float], raw: list[float], closed: set[int], share_max: float, floor: float
+) -> None:
+    m = min(len(worths), len(raw))
+    priorities, is_open = np.array(worths[:m]), np.array([i not in closed for i in range(m)])
+    if not is_open.any():
+        return
+    before = np.where(is_open, np.array(raw[:m]) + 0.01, 0.0)
+    before /= before.sum()
+    got = before.copy()
+    exploration.cap_share(priorities, is_open, share_max, got)
+    is_best = is_open & (priorities == priorities[is_open].max())
+    assert got[~is_best].sum() <= max(share_max, 0.0) + 1e-12
+    exploration.raise_floor(is_open, floor, got)
+    np.testing.assert_allclose(got, oracle.bounded(before, priorities, is_open, share_max, floor), rtol=0, atol=1e-12)
+    assert abs(got.sum() - 1.0) < 1e-9
+    assert got[is_open].min() >= min(floor, 1.0 / is_open.sum())
+    assert not got[~is_open].any()
 
 
 def test_large_sets_keep_the_best_and_the_chosen_of_a_distribution() -> None:

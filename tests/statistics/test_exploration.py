@@ -22,6 +22,7 @@ from tsugi.v1.decision_service_pb2 import DecideRequest
 FALSE_ALARM = 1e-4
 N_DRAWS = 120_000
 TOGETHER = 2_000
+BY_SEED = {"thompson", "bounded"}  # their stated chances differ from seed to seed
 PROPENSITIES = {"action_0": 0.30, "action_1": 0.24, "action_2": 0.15, "action_3": 0.05}
 
 
@@ -81,6 +82,11 @@ CASES = [
     ("square_cb", 3, EXPLORE),
     ("thompson", 1, EXPLORE),
     ("thompson", 3, EXPLORE),
+    ("softmax", 1, EXPLORE),
+    ("softmax", 3, EXPLORE),
+    ("capped", 2, EXPLORE),
+    ("floored", 3, EXPLORE),
+    ("bounded", 3, EXPLORE),
     ("square_cb", 2, RANDOM_CONTROL),
 ]
 
@@ -98,7 +104,7 @@ def test_frequencies_equal_stated_probabilities(placement: str, n_slots: int, mo
         counts = np.bincount(chosen[:, slot], minlength=4)
         assert p_value(counts, distributions[:, slot].sum(0)) > FALSE_ALARM
         history = chosen[:, :slot].astype(np.int64) @ (4 ** np.arange(slot))
-        for path in np.unique(history) if slot and placement != "thompson" else ():
+        for path in np.unique(history) if slot and placement not in BY_SEED else ():
             same = history == path
             if same.sum() > 2_000:
                 counts = np.bincount(chosen[same, slot], minlength=4)
@@ -115,3 +121,12 @@ def test_a_probability_that_is_two_percent_off_is_noticed(placement: str, n_slot
     expected[most] -= 0.02 * N_DRAWS
     expected[other] += 0.02 * N_DRAWS
     assert p_value(np.bincount(chosen[:, 0], minlength=4), expected) < FALSE_ALARM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("placement", "least"), [("floored", 0.04), ("bounded", 0.1), ("capped", 0.2 / 3)])
+def test_nobody_has_less_than_the_bounds_leave(placement: str, least: float) -> None:
+    chosen, _, distributions = drawn(desk(), placement, 1, EXPLORE)
+    assert distributions.min() == pytest.approx(least, abs=1e-9)
+    counts = np.bincount(chosen[:, 0], minlength=4)
+    assert stats.binom.sf(counts.min(), N_DRAWS, least) < 1.0 - FALSE_ALARM, "as often as the least allows"

@@ -17,7 +17,14 @@ POLICIES: dict[str, dict[str, Any]] = {
     "square_cb": {"squareCb": {"gamma": 8.0}},
     "thompson": {"thompson": {"draws": 64, "floorShare": 0.05}},
 }
-
+# Explorations with bounds, and a policy that came later; placements of these names stand after all others.
+BOUNDED: dict[str, dict[str, Any]] = {
+    "softmax": {"softmax": {"temperature": 0.4}},
+    "capped": {"epsilonGreedy": {"epsilon": 0.5}, "shareMax": 0.2},
+    "floored": {"softmax": {"temperature": 0.1}, "probabilityMin": 0.04},
+    "bounded": {"thompson": {"draws": 64, "floorShare": 0.05}, "shareMax": 0.4, "probabilityMin": 0.1},
+}
+CALM: dict[str, Any] = {"squareCb": {"gamma": 2.0}, "neverOn": "profile.member"}  # of the seeded catalogs alone
 
 SOURCES = [
     {"name": name, "party": "PARTY_FIRST", "delivery": "DELIVERY_STREAM"}
@@ -57,10 +64,25 @@ def message(**parts: Any) -> catalog_pb2.Catalog:
             {"name": name, "channel": "web", "goal": "click", "countMax": 4, "exploration": policy}
             for name, policy in POLICIES.items()
         ]
-        + [{"name": "mail", "channel": "web", "goal": "click", "activation": "ACTIVATION_ON_IMPRESSION"}],
+        + [{"name": "mail", "channel": "web", "goal": "click", "activation": "ACTIVATION_ON_IMPRESSION"}]
+        + [
+            {"name": name, "channel": "web", "goal": "click", "countMax": 4, "exploration": exploration}
+            for name, exploration in BOUNDED.items()
+        ],
         "actions": [{"name": f"action_{i}", "treatments": [{"name": "only", "channel": "web"}]} for i in range(4)],
     }
+    if "consentPurposes" in parts and "placements" not in parts:
+        parts = parts | _for_service(small["placements"], parts["consentPurposes"])
     return json_format.ParseDict(small | parts, catalog_pb2.Catalog())
+
+
+def _for_service(placements: list[dict[str, Any]], purposes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Let placements be for a purpose that asks nobody, so that only tests about consent need any."""
+    others = [purpose for purpose in purposes if purpose["name"] != "service"]
+    return {
+        "placements": [placement | {"purpose": "service"} for placement in placements],
+        "consentPurposes": [*others, {"name": "service", "consentExempt": True}],
+    }
 
 
 def compiled(**parts: Any) -> Catalog:
@@ -197,8 +219,9 @@ def whole(**parts: Any) -> catalog_pb2.Catalog:
 
 
 def seeded(seed: int, n_actions: int) -> Catalog:
-    """Compile a catalog of many actions with rules, dates, values, levers and two channels."""
+    """Compile a catalog of many actions with rules, dates, values, levers, two channels, goals and compositions."""
     rng = np.random.default_rng(seed)
+    grouping = np.random.default_rng(seed + 1)
     rules = [
         "",
         "profile.age >= 30.0",
@@ -218,6 +241,8 @@ def seeded(seed: int, n_actions: int) -> Catalog:
             "attributes": {"least_age": float(rng.integers(18, 70))},
             "treatments": [{"name": "banner", "channel": "web", "weight": float(rng.choice([0.5, 1.0]))}],
         }
+        if grouping.random() < 0.5:
+            action["group"] = str(grouping.choice(["red", "green", "blue"]))
         if rng.random() < 0.1:
             action["validUntilTime"] = "2026-01-01T00:00:00Z"
         if rng.random() < 0.5:
@@ -229,6 +254,16 @@ def seeded(seed: int, n_actions: int) -> Catalog:
             POLICIES.items(), ["web", "call", "web", "web"], ["click", "sale", "click", "sale"], strict=True
         )
     ]
+    several: dict[str, Any] = {
+        "capped": [{"goal": "click"}],
+        "floored": [{"goal": "click", "weight": 0.5}, {"goal": "sale", "weight": 20}],
+        "bounded": [{"goal": "sale", "weight": 3}, {"goal": "click"}],
+    }
+    placements += [
+        {"name": name, "channel": "call" if name == "bounded" else "web", "countMax": 4, "exploration": exploration}
+        | ({"goals": several[name]} if name in several else {"goal": "sale"})
+        for name, exploration in (BOUNDED | {"calm": CALM}).items()
+    ]
     goals = [
         {"name": name, "outcomes": [{"type": "click", "reward": 1}], "attributionWindow": "2s", "baseRate": rate}
         for name, rate in (("click", 0.1), ("sale", 0.02))
@@ -239,4 +274,10 @@ def seeded(seed: int, n_actions: int) -> Catalog:
         goals=goals,
         channels=[{"name": "web"}, {"name": "call"}],
         actionAttributes=[{"name": "least_age", "type": "ATTRIBUTE_TYPE_NUMBER"}],
+        actionGroups=[{"name": "red"}, {"name": "green"}, {"name": "blue"}],
+        compositions=[
+            {"name": "variety", "atMost": {"countMax": 1, "eachGroup": True, "eachPlacement": True}},
+            {"name": "little_red", "groups": ["red"], "atMost": {"countMax": 2}},
+            {"name": "blue_after_green", "groups": ["blue"], "requires": {"groups": ["green"]}},
+        ],
     )

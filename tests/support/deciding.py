@@ -80,10 +80,10 @@ class Desk:
         self.store = MemoryStore()
         self._scratch = Scratch()
 
-    def meet(self, person: Person, profile_key: bytes = bytes(16)) -> bytes:
-        """Put one person into the state."""
+    def meet(self, person: Person, profile_key: bytes = bytes(16), now_us: int = 0) -> bytes:
+        """Put one person into the state, as known at an instant."""
         with self.store.write() as txn:
-            populating.put(txn, profile_key, person, self.catalog, lsn=CATALOG_LSN)
+            populating.put(txn, profile_key, person, self.catalog, lsn=CATALOG_LSN, now_us=now_us)
         return profile_key
 
     def decisions(

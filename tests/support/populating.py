@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from server.catalog.catalog import Catalog
@@ -10,9 +10,10 @@ from server.profiles import golden, repository
 from server.profiles.identity import identity_key
 from server.profiles.series import SeriesSet
 from server.storage.store import Table, Transaction
-from tsugi.log.v1.state_pb2 import StoredClaim, StoredNode, StoredPart
+from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredContact, StoredNode, StoredPart
 from tsugi.requests import PyValue, to_value
 from tsugi.v1.identity_pb2 import Identity
+from tsugi.v1.profile_pb2 import Consent
 
 
 class Person(NamedTuple):
@@ -20,6 +21,8 @@ class Person(NamedTuple):
 
     attributes: Mapping[str, PyValue]
     identities: Mapping[str, str]
+    consents: Sequence[Consent] = ()
+    contacts: Sequence[StoredContact] = ()
 
 
 def put(txn: Transaction, profile_key: bytes, person: Person, catalog: Catalog, lsn: int = 1, now_us: int = 0) -> None:
@@ -31,7 +34,14 @@ def put(txn: Transaction, profile_key: bytes, person: Person, catalog: Catalog, 
         for name, value in sorted(person.attributes.items())
     ]
     series = SeriesSet.empty(len(catalog.profiles.series))
-    part = StoredPart(claims=claims, lsn=lsn, series=series.to_bytes(), series_layout=catalog.profiles.series_layout)
+    consents = [StoredConsent(consent=each, source="crm", lsn=lsn) for each in person.consents]
+    part = StoredPart(
+        claims=claims,
+        consents=consents,
+        lsn=lsn,
+        series=series.to_bytes(),
+        series_layout=catalog.profiles.series_layout,
+    )
     txn.put(Table.PARTS, keys[0], part.SerializeToString(deterministic=True))
     txn.put(Table.OWNERS, profile_key, keys[0])
     for position, (key, identity) in enumerate(zip(keys, named, strict=False)):
@@ -46,5 +56,7 @@ def put(txn: Transaction, profile_key: bytes, person: Person, catalog: Catalog, 
         txn.put(Table.IDENTITIES, key, profile_key)
     empty = SeriesSet.empty(len(catalog.profiles.series))
     content = [(keys[0], part, series), *((key, StoredPart(), empty) for key in keys[1:])]
-    folded = golden.fold(keys[0], content, catalog.profiles, now_us)
+    for contact in person.contacts:
+        txn.put(Table.CONTACTS, keys[0] + contact.action.encode(), contact.SerializeToString(deterministic=True))
+    folded = golden.fold(keys[0], content, person.contacts, catalog.profiles, now_us)
     repository.save(txn, profile_key, folded, catalog, lsn, now_us)

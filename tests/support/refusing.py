@@ -111,14 +111,19 @@ def source(**changes: Any) -> dict[str, Any]:
 
 def valid(method: str, world: World) -> dict[str, Any]:
     """Return one valid request of a method that takes no upload, as JSON has it; every field that may repeat does."""
-    return {
-        "Decide": {
-            "identities": [PERSON],
-            "placements": [{"placement": "greedy", "count": 1}],
-            "context": {"hour": {"numberValue": 5}},
-            "candidateActions": ["action_0"],
-            "excludedActions": ["action_1"],
-        },
+    decide = {
+        "identities": [PERSON],
+        "placements": [{"placement": "greedy", "count": 1}],
+        "context": {"hour": {"numberValue": 5}},
+        "candidateActions": ["action_0"],
+        "excludedActions": ["action_1"],
+        "outcomes": [outcome(world)],
+    }
+    requests: dict[str, dict[str, Any]] = {
+        "GetDecision": {"decisionId": world.decision_id, "view": "DECISION_VIEW_EXPLAINED"},
+        "Decide": decide,
+        "BatchDecide": {"requests": [decide]},
+        "StreamDecide": {"request": decide},
         "ReportOutcome": outcome(world),
         "BatchReportOutcomes": {"outcomes": [outcome(world)]},
         "IngestRecords": {"records": [source()]},
@@ -152,7 +157,8 @@ def valid(method: str, world: World) -> dict[str, Any]:
         "ListModelRevisions": {},
         "AssignModelRole": {"role": "MODEL_ROLE_CHAMPION"},
         "RollbackModel": {"role": "MODEL_ROLE_CHAMPION"},
-    }[method]
+    }
+    return requests[method]
 
 
 def request(method: str, world: World, **changes: Any) -> Message:

@@ -102,6 +102,7 @@ def test_full_decide_request_holds_every_option() -> None:
         request_id="r1",
         preview=True,
         durable=True,
+        outcomes=[outcome("d1", "a", "o1", "dismiss")],
     )
     assert built == DecideRequest(
         profile_id="p1",
@@ -120,6 +121,7 @@ def test_full_decide_request_holds_every_option() -> None:
         request_id="r1",
         preview=True,
         decision_ack=DECISION_ACK_DURABLE,
+        outcomes=[outcome("d1", "a", "o1", "dismiss")],
     )
 
 

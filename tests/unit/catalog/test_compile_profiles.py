@@ -67,7 +67,7 @@ def test_what_is_stated_stands() -> None:
     assert (email.name, email.meaning, email.time_to_live_us) == ("email", catalog_pb2.MEANING_EMAIL, 3_600_000_000)
     assert email.survivorship == catalog_pb2.SURVIVORSHIP_LONGEST
     assert (TERMS.events["complaint"].retention_us, TERMS.events["complaint"].channel) == (10 * DAY_US, "web")
-    assert TERMS.consent_purposes == {"marketing", "profiling"}
+    assert TERMS.consent_purposes == {"marketing", "profiling", "service"}
     assert TERMS.matching.is_on
     assert TERMS.matching.weights == {"email": (9.0, 0.0, -4.0)}
     assert TERMS.windows.session_gap_us == 600_000_000

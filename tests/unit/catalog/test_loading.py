@@ -64,14 +64,20 @@ channels:
 placements:
 - name: home
   channel: web
+  purpose: marketing
   goal: visit
   count_max: 3            # protobuf's own name
   activation: ACTIVATION_ON_IMPRESSION
   exploration:
     squareCb: {gamma: 1000}
-- {name: foot, channel: web, goal: visit, exploration: {greedy: {}}}
-- {name: side, channel: web, goal: visit, exploration: {thompson: {draws: 64, floorShare: 0.02}}}
-- {name: top, channel: web, goal: visit, exploration: {epsilonGreedy: {epsilon: 0.1}}}
+- {name: foot, channel: web, purpose: marketing, goal: visit, exploration: {greedy: {}}}
+- {name: side, channel: web, purpose: marketing, goal: visit, exploration: {thompson: {draws: 64, floorShare: 0.02}}}
+- {name: top, channel: web, purpose: marketing, goal: visit, exploration: {epsilonGreedy: {epsilon: 0.1}}}
+- name: wing
+  channel: web
+  purpose: marketing
+  goals: [{goal: visit, weight: 2}]
+  exploration: {softmax: {temperature: 0.3}, shareMax: 0.2, probabilityMin: 0.01, neverOn: profile.n_open > 0.0}
 actions:
 - name: boots
   validFromTime: 2026-01-01T00:00:00Z
@@ -79,6 +85,9 @@ actions:
   eligibility: >-
     profile.age >= 18.0 &&
     profile.tier in ['gold', 'silver']
+  applicability: profile.n_open == 0.0
+  suitability: profile.tier == 'gold'
+  group: shoes
   valueMicros: 25000000
   lever: 1.5
   attributes: {price: 89.9}
@@ -87,6 +96,26 @@ actions:
     channel: web
     weight: 2
     content: {title: Warm feet, count: 3, since: 2026-01-01, deep: [1, {a: null, b: false}], "yes": no}
+actionGroups:
+- name: shoes
+  eligibility: has(profile.age)
+  applicability: now > timestamp('2026-01-01T00:00:00Z')
+  suitability: "true"
+- {name: laces}
+contactPolicies:
+- name: weekly
+  scope: CONTACT_SCOPE_EACH_ACTION
+  actions: [boots]
+  groups: [shoes]
+  channels: [web]
+  cap: {countMax: 2, span: 604800s, strict: true}
+- name: fatigue
+  coolOff: {outcomeTypes: [click], ignored: true, count: 2, within: 2592000s, span: 5184000s}
+- name: complaints
+  suppression: {expression: profile.n_open > 0.0}
+compositions:
+- {name: variety, atMost: {countMax: 1, eachGroup: true, eachPlacement: true}}
+- {name: extras, groups: [laces], requires: {actions: [boots], groups: [shoes]}}
 randomControl: {share: 0.05, salt: s}
 sources:
 - name: crm
@@ -101,7 +130,8 @@ sources:
   channel: web
   silenceMax: 86400s
 consentPurposes:
-- name: marketing
+- {name: marketing, validFor: 63072000s}
+- {name: service, consentExempt: true}
 windows:
 - {name: purchases_visit, kind: WINDOW_KIND_COUNT, eventType: purchase, session: true}
 - name: spend_30d
@@ -216,7 +246,7 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "profileAttributes[1].type",
             "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 71)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 80)"),
     ]
 
 

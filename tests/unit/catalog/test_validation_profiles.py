@@ -18,6 +18,9 @@ from tsugi.v1 import catalog_pb2
 WHOLE: dict[str, Any] = json_format.MessageToDict(whole())
 
 
+PLACEMENTS = [{"name": "home", "channel": "web", "goal": "click", "purpose": "n0"}]
+
+
 def faults(catalog: catalog_pb2.Catalog) -> list[tuple[str, str]]:
     return [(violation.path, violation.description) for violation in check(catalog)]
 
@@ -284,8 +287,9 @@ def test_lists_about_profiles_are_bounded() -> None:
     }
     for part, (path, most, entry) in parts.items():
         entries = [{"name": f"n{i}"} | entry for i in range(most + 1)]
-        assert faults(message(**{part: entries[:most]})) == []
-        assert faults(message(**{part: entries})) == [(path, f"0 to {most} entries, got {most + 1}")]
+        more = {"placements": PLACEMENTS} if part == "consentPurposes" else {}
+        assert faults(message(**{part: entries[:most]}, **more)) == []
+        assert faults(message(**{part: entries}, **more)) == [(path, f"0 to {most} entries, got {most + 1}")]
     stages = [{"name": f"s{i}"} for i in range(33)]
     assert faults(message(journey={"stages": stages})) == [("journey.stages", "1 to 32 entries, got 33")]
     moves = [{"eventType": "visit", "toStage": "s0"}] * 257

@@ -43,7 +43,7 @@ def test_set_passes_whoever_has_the_value_and_refuses_the_unknown() -> None:
             has = NOT_KNOWN if math.isnan(known) else YES if code >= 0 and int(known) >> code & 1 else NO
             hasnt = {YES: NO, NO: YES, NOT_KNOWN: NOT_KNOWN}[has]
             assert [evaluate(rules, rule, facts) for rule in (0, 1)] == [has, hasnt]
-            rows = np.array([0, 1], np.int32)
+            rows = np.array([[0], [1]], np.int32)
             passed, reasons = eligibility.gate(facts, 0, valid, valid + 1, rows, *rules.columns())
             assert reasons.tolist() == [REASONS[has], REASONS[hasnt]]
             assert passed.tolist() == [has == YES, hasnt == YES]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from server.catalog.catalog import Floats
+from server.catalog.catalog import Catalog, Floats
 from server.decisioning import service
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, align, no_champion
@@ -82,8 +82,9 @@ class Desk:
         token_key: TokenKey | None = None,
         settings: service.Settings = service.Settings(),  # noqa: B008  # immutable
         has_catalog: bool = True,
+        catalog: Catalog | None = None,
     ) -> None:
-        self.catalog = catalogs.compiled()
+        self.catalog = catalog or catalogs.compiled()
         self.log = MemoryLog()
         self.store = store or MemoryStore()
         self.committer = ScriptedCommitter(self.log, lambda: NOW_US)
@@ -184,6 +185,40 @@ async def test_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
         desk.ask(timeout_s=0.0)
     assert refusal.value.reason == ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT
     assert len(await desk.records()) == 1
+
+
+async def test_deadline_that_runs_out_before_its_turn_is_refused_and_its_neighbour_is_decided() -> None:
+    desk = Desk()
+    late, in_time = desk.ask(timeout_s=0.001), desk.ask()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 0.002
+    while loop.time() < end:  # something else keeps the loop
+        pass
+    assert await reason_of(late) == "DEADLINE_TOO_SHORT"
+    await in_time
+    assert len(await desk.records()) == 1
+
+
+async def test_many_that_cannot_be_decided_in_time_are_refused_before_any_is() -> None:
+    desk = Desk()
+    await desk.decide()
+    assert desk.service.admit(500, None) == 500 * 0.25, "without a deadline each has the server's own"
+    with pytest.raises(TsugiError) as refusal:
+        desk.service.admit(1_000_000_000, 5.0)
+    assert refusal.value.reason == ErrorReason.ERROR_REASON_DEADLINE_TOO_SHORT
+    desk.service.admit(1, 5.0)
+
+
+async def test_request_waits_for_what_it_reported_itself() -> None:
+    desk = Desk()
+    message = json_format.ParseDict({"placements": EXPLORED, "atLeastLsn": 3}, DecideRequest())
+    waiting = desk.service.decide(message, message.SerializeToString(), 5.0, reported_lsn=7)
+    desk.know("somebody", 6)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    desk.know("somebody", 7)
+    reply = DecideResponse.FromString(await waiting)
+    assert Degradation.DEGRADATION_PROFILE_STALE not in reply.degradations
 
 
 async def test_request_waits_for_its_lsn_and_then_sees_it() -> None:

@@ -38,6 +38,8 @@ def without(group: str, name: str) -> Catalog:
     if group == "goals":
         left["goals"] = [{**WHOLE["goals"][0], "name": "other"}]
         left["placements"] = [{**each, "goal": "other"} for each in left["placements"]]
+    if group == "consentPurposes":
+        left["placements"] = [{**each, "purpose": left["consentPurposes"][0]["name"]} for each in left["placements"]]
     if group == "channels":
         left["sources"] = [{**each, "channel": ""} for each in left["sources"]]
         left["placements"] = [{**each, "channel": left["channels"][0]["name"]} for each in left["placements"]]

@@ -121,6 +121,22 @@ def test_observation_and_consents_may_lie_five_minutes_ahead_and_no_longer() -> 
     refused(lambda: validate.source_record(record, NOW_US - 1), "observation_time", "TIME_OUT_OF_RANGE")
 
 
+def test_decide_reports_sixteen_outcomes_at_most_and_each_is_checked_where_it_stands() -> None:
+    request = usual_decide()
+    for i in range(16):
+        request.outcomes.add(action="a", outcome_id=f"o{i}", type="t")
+    validate.reported_outcomes(request, NOW_US)
+    request.outcomes[15].type = ""
+    refused(lambda: validate.reported_outcomes(request, NOW_US), "outcomes[15].type")
+    request.outcomes.add()
+    refused(lambda: validate.reported_outcomes(request, NOW_US), "outcomes", "LIMIT_EXCEEDED")
+
+
+def test_requests_without_an_id_are_all_distinct() -> None:
+    requests = [DecideRequest(), DecideRequest(request_id="r"), DecideRequest(), DecideRequest(request_id="s")]
+    assert validate.distinct_request_ids(requests) == requests
+
+
 @pytest.mark.parametrize("state", [0, 3, -1])
 def test_consent_allows_or_forbids(state: int) -> None:
     record = usual_record()

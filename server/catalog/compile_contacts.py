@@ -1,0 +1,147 @@
+"""From the contact policies and compositions people push to what the projector and the core read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from server.catalog.contact_terms import (
+    ANY_CHANNEL,
+    CAP,
+    CAPS,
+    COMPANION,
+    COOL_OFF,
+    PLACEMENT_LIMIT,
+    REQUEST_LIMIT,
+    STRICT_CAP,
+    SUPPRESSION,
+    UNLIMITED,
+    ContactPolicyTerms,
+    ContactTerms,
+    Named,
+    TargetColumns,
+    target_key,
+)
+from server.catalog.declared import frozen
+from server.catalog.expressions import NO_RULE, RuleCompiler
+from server.catalog.faults import duration_us
+from server.errors import Violation
+from tsugi.v1 import catalog_pb2
+
+
+def compile_contacts(
+    message: catalog_pb2.Catalog,
+    actions: Sequence[catalog_pb2.Action],
+    channel_rows: Mapping[str, int],
+    compiler: RuleCompiler,
+    violations: list[Violation],
+) -> ContactTerms:
+    """Compile the contact policies and compositions of a catalog.
+
+    Args:
+        message: a catalog without faults but those of its rules.
+        actions: its actions in the order of the columns.
+        channel_rows: by channel name.
+        compiler: takes the expressions of suppressions.
+        violations: gets their faults.
+
+    Cost: O(policies × actions × channels + compositions × actions).
+    """
+    policies = tuple(map(_policy, message.contact_policies))
+    rules = [
+        compiler.add(each.suppression.expression, None, f"contact_policies[{i}].suppression.expression", violations)
+        if each.HasField("suppression")
+        else NO_RULE
+        for i, each in enumerate(message.contact_policies)
+    ]
+    compositions = [
+        (composition, Named.by(composition), Named.by(composition.requires)) for composition in message.compositions
+    ]
+    targets = _Targets()
+    starts, entries = [0], []
+    for action in actions:
+        for place, (policy, rule) in enumerate(zip(policies, rules, strict=True)):
+            is_by_channel = policy.channels or policy.scope == catalog_pb2.CONTACT_SCOPE_EACH_CHANNEL
+            places = list(channel_rows.items()) if is_by_channel else [("", ANY_CHANNEL)]
+            for channel, channel_row in places:
+                member = policy.member(action.name, action.group, channel)
+                if member is not None:
+                    entries.append((targets.of_policy(place, policy, rule, member), channel_row))
+        for composition, meant, opening in compositions:
+            if composition.HasField("requires"):
+                # It begins unlimited, so that no gate refuses it; the core closes it when it begins to fill.
+                target = targets.of_composition(composition.name, "", COMPANION, UNLIMITED)
+                entries += [(target, ANY_CHANNEL)] if meant.has(action) else []
+                entries += [(~target, ANY_CHANNEL)] if opening.has(action) else []
+            elif meant.has(action) and (action.group or not composition.at_most.each_group):
+                limit = composition.at_most
+                kind = PLACEMENT_LIMIT if limit.each_placement else REQUEST_LIMIT
+                member = action.group if limit.each_group else ""
+                target = targets.of_composition(composition.name, member, kind, limit.count_max)
+                entries.append((target, ANY_CHANNEL))
+        starts.append(len(entries))
+    return ContactTerms(
+        policies=policies,
+        groups={action.name: action.group for action in actions if action.group},
+        targets=targets.columns(starts, entries),
+        target_rows=targets.rows,
+        target_keys=tuple(targets.rows),
+        target_policies=tuple(targets.policies),
+        target_names=tuple(targets.names),
+    )
+
+
+class _Targets:
+    """Targets in order of first mention."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.names: list[str] = []
+        self.policies: list[int] = []
+        self._described: list[tuple[int, int, int]] = []
+
+    def of_policy(self, place: int, policy: ContactPolicyTerms, rule: int, member: str) -> int:
+        limit = policy.count if policy.kind in CAPS else UNLIMITED
+        return self._row(target_key(policy.name, member), policy.name, member, place, (policy.kind, limit, rule))
+
+    def of_composition(self, name: str, member: str, kind: int, limit: int) -> int:
+        key = target_key(f"composition {name}", member)  # no policy's name has a blank
+        return self._row(key, name, member, -1, (kind, limit, NO_RULE))
+
+    def _row(self, key: int, name: str, member: str, place: int, described: tuple[int, int, int]) -> int:
+        if key not in self.rows:
+            self.rows[key] = len(self.rows)
+            self.names.append(f"{name}: {member}" if member else name)
+            self.policies.append(place)
+            self._described.append(described)
+        return self.rows[key]
+
+    def columns(self, starts: list[int], entries: list[tuple[int, int]]) -> TargetColumns:
+        table = np.array(self._described, np.int32).reshape(len(self._described), 3)
+        return TargetColumns(
+            kinds=frozen(table[:, 0].astype(np.uint8)),
+            limits=frozen(np.ascontiguousarray(table[:, 1])),
+            rules=frozen(np.ascontiguousarray(table[:, 2])),
+            starts=frozen(np.array(starts, np.int32)),
+            entries=frozen(np.array(entries, np.int32).reshape(len(entries), 2)),
+        )
+
+
+def _policy(message: catalog_pb2.ContactPolicy) -> ContactPolicyTerms:
+    cap = STRICT_CAP if message.cap.strict else CAP
+    kind = {"cap": cap, "cool_off": COOL_OFF}.get(message.WhichOneof("policy") or "", SUPPRESSION)
+    cool_off = message.cool_off
+    return ContactPolicyTerms(
+        name=message.name,
+        kind=kind,
+        scope=message.scope or catalog_pb2.CONTACT_SCOPE_TOGETHER,
+        actions=frozenset(message.actions),
+        action_groups=frozenset(message.groups),
+        channels=frozenset(message.channels),
+        count=message.cap.count_max if kind in CAPS else cool_off.count or 1,
+        within_us=duration_us(cool_off.within),
+        span_us=duration_us(message.cap.span if kind in CAPS else cool_off.span),
+        outcome_types=frozenset(cool_off.outcome_types),
+        ignored=cool_off.ignored,
+    )

@@ -1,0 +1,113 @@
+"""Faults in how a placement explores, what it is for and what goes together are told with their paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.errors import TsugiError
+from tests.support.catalogs import compiled
+
+HOME = {"name": "home", "channel": "web", "goal": "click"}
+SEVERAL = {"name": "home", "channel": "web"}
+COMPOSITION = {"name": "pair", "actions": ["action_0"]}
+CLICK = {"goal": "click"}
+
+
+def faults(**parts: Any) -> list[tuple[str, str]]:
+    with pytest.raises(TsugiError) as caught:
+        compiled(**parts)
+    return [(violation.path, violation.description) for violation in caught.value.violations]
+
+
+@pytest.mark.parametrize(
+    ("exploration", "path", "description"),
+    [
+        ({"softmax": {}}, "softmax.temperature", "0.001 to 1000, got 0.0"),
+        ({"softmax": {"temperature": 1e4}}, "softmax.temperature", "0.001 to 1000, got 10000.0"),
+        ({"softmax": {"temperature": "NaN"}}, "softmax.temperature", "0.001 to 1000, got nan"),
+        ({"greedy": {}, "shareMax": 1.5}, "share_max", "0 to 1, got 1.5"),
+        ({"greedy": {}, "shareMax": "NaN"}, "share_max", "0 to 1, got nan"),
+        ({"greedy": {}, "probabilityMin": -0.1}, "probability_min", "0 to 1, got -0.1"),
+        ({"greedy": {}, "neverOn": "profile.agee > 1.0"}, "never_on", "column 8: profile.agee is not declared"),
+        ({"greedy": {}, "neverOn": "profile.age"}, "never_on", "a rule is true or false"),
+        ({"greedy": {}, "neverOn": "action.price > 1.0"}, "never_on", "action.price cannot be read here"),
+        ({"greedy": {}, "neverOn": "has(action.price)"}, "never_on", "action.price cannot be read here"),
+    ],
+)
+def test_fault_of_exploration_is_told(exploration: dict[str, Any], path: str, description: str) -> None:
+    price = [{"name": "price", "type": "ATTRIBUTE_TYPE_NUMBER"}]
+    ((at, said),) = faults(placements=[HOME | {"exploration": exploration}], actionAttributes=price)
+    assert at == f"placements[0].exploration.{path}"
+    assert said.startswith(description)
+
+
+@pytest.mark.parametrize(
+    ("placement", "path", "description"),
+    [
+        (SEVERAL, "goal", "no goal is named ''"),
+        (HOME | {"goals": [CLICK]}, "goal", "not beside goals; a placement has one goal, or several in goals"),
+        (SEVERAL | {"goals": [{"goal": "clik"}]}, "goals[0].goal", "no goal is named 'clik'; did you mean 'click'?"),
+        (SEVERAL | {"goals": [CLICK, CLICK]}, "goals", "a goal stands twice"),
+        (SEVERAL | {"goals": [CLICK | {"weight": 0}]}, "goals[0].weight", "above 0, to 1000, got 0.0"),
+        (SEVERAL | {"goals": [CLICK | {"weight": "NaN"}]}, "goals[0].weight", "above 0, to 1000, got nan"),
+    ],
+)
+def test_fault_of_several_goals_is_told(placement: dict[str, Any], path: str, description: str) -> None:
+    assert faults(placements=[placement]) == [(f"placements[0].{path}", description)]
+
+
+@pytest.mark.parametrize(
+    ("composition", "path", "description"),
+    [
+        (COMPOSITION, "", "one of atMost and requires is required"),
+        (COMPOSITION | {"atMost": {}}, ".at_most.count_max", "1 to 256, got 0"),
+        (
+            COMPOSITION | {"groups": ["gone"], "atMost": {"countMax": 1}},
+            ".groups[0]",
+            "no action group is named 'gone'",
+        ),
+        (COMPOSITION | {"requires": {}}, ".requires", "name an action or a group"),
+        (COMPOSITION | {"requires": {"actions": ["action_9"]}}, ".requires.actions[0]", "no action is named"),
+        (COMPOSITION | {"requires": {"groups": ["gone"]}}, ".requires.groups[0]", "no action group is named 'gone'"),
+        (COMPOSITION | {"requires": {"actions": ["action_0"]}}, ".requires", "none of these can come first"),
+        ({"name": "all", "requires": {"actions": ["action_1"]}}, ".requires", "none of these can come first"),
+    ],
+)
+def test_fault_of_a_composition_is_told(composition: dict[str, Any], path: str, description: str) -> None:
+    at, said = faults(compositions=[composition])[0]
+    assert at == f"compositions[0]{path}"
+    assert said.startswith(description)
+
+
+def test_actions_that_wait_for_each_other_are_told_wherever_they_stand() -> None:
+    told = faults(
+        compositions=[
+            {"name": "fine", "actions": ["action_0"], "requires": {"actions": ["action_1", "action_3"]}},
+            {"name": "one", "actions": ["action_1"], "requires": {"actions": ["action_2"]}},
+            {"name": "other", "actions": ["action_2"], "requires": {"actions": ["action_1"]}},
+        ]
+    )
+    assert [path for path, _ in told] == ["compositions[1].requires", "compositions[2].requires"]
+
+
+def test_suppression_reads_no_facts_of_actions() -> None:
+    told = faults(
+        actionAttributes=[{"name": "price", "type": "ATTRIBUTE_TYPE_NUMBER"}],
+        contactPolicies=[{"name": "dear", "suppression": {"expression": "action.price > 100.0"}}],
+    )
+    assert told == [
+        (
+            "contact_policies[0].suppression.expression",
+            "action.price cannot be read here; this rule is of no action",
+        )
+    ]
+
+
+def test_policy_and_composition_may_share_a_name() -> None:
+    catalog = compiled(
+        contactPolicies=[{"name": "pair", "cap": {"countMax": 3, "span": "3600s"}}],
+        compositions=[{"name": "pair", "atMost": {"countMax": 2}}],
+    )
+    assert sorted(catalog.profiles.contacts.targets.limits.tolist()) == [2, 3]
