@@ -98,7 +98,7 @@ def fold_stored(snapshot: Snapshot, keys: Sequence[bytes], terms: ProfileTerms, 
     parts = [
         (key, part, stored_parts.series_of(snapshot, key, part, terms)) for key, part in read_parts(snapshot, keys)
     ]
-    return fold(keys[0], parts, holds.read_contacts(snapshot, keys), terms, now_us)
+    return fold(keys[0], parts, holds.read_contacts(snapshot, keys, terms.contacts), terms, now_us)
 
 
 def read_parts(snapshot: Snapshot, keys: Sequence[bytes]) -> list[tuple[bytes, StoredPart]]:

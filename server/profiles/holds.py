@@ -25,8 +25,10 @@ NO_HOLDS: Final[Instants] = np.zeros((0, 3), np.int64)
 NO_HOLDS.flags.writeable = False
 
 
-def read_contacts(snapshot: Snapshot, keys: Iterable[bytes]) -> list[StoredContact]:
-    """Read what was told to some parts. Cost: one scan a part."""
+def read_contacts(snapshot: Snapshot, keys: Iterable[bytes], terms: ContactTerms) -> list[StoredContact]:
+    """Read what was told to some parts, where a policy counts it. Cost: one scan a part."""
+    if not terms.counting:
+        return []
     return [StoredContact.FromString(value) for key in keys for _, value in snapshot.scan(Table.CONTACTS, key)]
 
 

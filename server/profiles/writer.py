@@ -405,7 +405,7 @@ class ProfileWriter:
         if stored is None or stored.layout != self._catalog.space.profile_layout:
             self._refold([], [key], record)
             return
-        contacts = holds.read_contacts(self._txn, stored.parts)
+        contacts = holds.read_contacts(self._txn, stored.parts, self._terms.contacts)
         held = holds.fold_holds(contacts, self._terms.contacts, record.time_us)
         self._txn.put(Table.PROFILES, profile_key, stored.with_holds(held))
 
@@ -554,7 +554,7 @@ class ProfileWriter:
     def _fold(self, profile_key: bytes, keys: Sequence[bytes], record: Record, inherited: dict[str, int]) -> None:
         leader = identity_key(leader_of(map(self._graph.known, keys)).identity)
         content = [(key, self._part(key), self._series_of(key)) for key in keys]
-        contacts = holds.read_contacts(self._txn, keys)
+        contacts = holds.read_contacts(self._txn, keys, self._terms.contacts)
         folded = golden.fold(leader, content, contacts, self._terms, record.time_us)
         if self._txn.get(Table.PROFILES, profile_key) is None:
             self._standing.count_people(1)
