@@ -336,6 +336,8 @@ def _check_fact(path: str, name: str, fact: Fact, value: Value) -> None:
 
 def _check_shared(ids: Sequence[Named], terms: ProfileTerms, snapshot: Snapshot) -> None:
     """Refuse a record that nothing but values shared by too many people would say whose it is."""
+    if snapshot.get(Table.NODES, ids[0].key) is None:  # who was never named stands beside nobody
+        return
     for one in ids:
         if snapshot.get(Table.IDENTITIES, one.key) is not None:
             return
