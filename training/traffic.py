@@ -27,6 +27,7 @@ TWICE_SHARE: Final = 0.03  # of the outcomes are reported twice, as after a retr
 OUTCOMES_MAX: Final = 500  # a batch
 OUTCOME_PERIOD_S: Final = 0.1
 INGEST_RECORDS: Final = 200
+KNOWN_S_MAX: Final = 120.0  # from telling who people are until the server knows them
 OPEN_CALLS_MAX: Final = 256  # more than that under way means the server does not keep up; then the schedule waits
 
 
@@ -74,8 +75,13 @@ class Traffic:
         self.n_outcomes = 0
         self.errors: list[str] = []  # every call or outcome that was refused
 
-    def introduce(self, people: list[Person]) -> int:
-        """Tell the server who the people are and return the LSN from which on it knows them."""
+    def introduce(self, people: list[Person]) -> None:
+        """Tell the server who the people are, and wait until it knows them.
+
+        Raises:
+            CallError: the server refused.
+            TimeoutError: it took longer than KNOWN_S_MAX.
+        """
         lsn = 0
         for first in range(0, len(people), INGEST_RECORDS):
             records = [
@@ -83,7 +89,10 @@ class Traffic:
                 for i, person in enumerate(people[first : first + INGEST_RECORDS])
             ]
             lsn = max(lsn, self._client.ingest_records(records).lsn)
-        return lsn
+        until = time.monotonic() + KNOWN_S_MAX
+        while self._client.count_people(at_least_lsn=lsn).applied_lsn < lsn:  # each call waits a little
+            if time.monotonic() > until:
+                raise TimeoutError(f"the server did not know everybody within {KNOWN_S_MAX:.0f} s")
 
     def play(self, people: list[Person], duration_s: float, while_playing: Callable[[float], None]) -> None:
         """Send decisions on schedule for a while, and their outcomes as they come due; then send what is left.
