@@ -129,6 +129,17 @@ class GroupCommitter:
             self._wake.set()
             self._moved.wait(BACKLOG_WAIT_S)
 
+    def watch(self, drafts: Sequence[Draft]) -> Receipts:
+        """Queue drafts as offer does, and return the future of their receipts; the commit begins when it would."""
+        assert self._loop is not None, "start() comes first"
+        future: Receipts = self._loop.create_future()
+        waiting = _Waiting(future, len(drafts))
+        self._queue.extend([_Queued(draft, waiting, index) for index, draft in enumerate(drafts)])
+        self.offer([])
+        if self._failed:  # asked after queueing, see submit
+            _resolve([waiting], LogUnavailableError("the log has failed"))
+        return future
+
     def submit(self, drafts: Sequence[Draft]) -> Receipts:
         """Queue drafts and return the future of their receipts, in order; the commit begins at once.
 

@@ -1,9 +1,9 @@
 """The log on LMDB: one environment that every worker appends to, each group one synced write transaction.
 
-Records of a group lie together in blocks, one LMDB value each, under the LSN of their first record; keys, subjects and
-heads are small tables beside them, changed in the same transaction. LMDB's writer lock, which survives a killed holder,
-puts the workers in one order. Erasing puts tombstones in the place of records; their bytes leave the files when the
-environment is compacted, which every open log notices at its next transaction (generations.py).
+Records of a group lie together in blocks, one LMDB value each, under the LSN of their first record; keys, subjects,
+heads and counters are small tables beside them, changed in the same transaction. LMDB's writer lock, which survives a
+killed holder, puts the workers in one order. Erasing puts tombstones in the place of records; their bytes leave the
+files when the environment is compacted, which every open log notices at its next transaction (generations.py).
 
 Cost sketch of an append of 25 decisions of 2 kB: 25 × 4 µs for digest, chain and checksum, 30 µs for two tables, and
 some 300 µs waiting in fdatasync, with the interpreter lock released.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -32,6 +33,7 @@ from server.storage.log import (
     Tail,
 )
 from server.storage.log_copy import copy_log
+from server.storage.log_counters import COUNTERS, COUNTING_SCHEMA, Spending, is_counting, open_counters, standing
 from server.storage.log_erasure import erase_first
 from server.storage.log_tables import KEY, LSN, TABLES, TAIL, Taken, head_of, seek_block, tail_of
 from server.storage.record import (
@@ -48,7 +50,8 @@ from server.storage.record import (
 from server.storage.successor import META, AtStep
 from tsugi.log.v1.record_pb2 import RecordKind
 
-SCHEMA = 1
+SCHEMA = 1  # that a log begins with
+SCHEMA_MAX = COUNTING_SCHEMA
 FREE_BYTES_MIN = 8 * 1024 * 1024  # below this a failed write is read as a full volume, not as a broken one
 
 _BLOCK_BYTES_MAX = 1024 * 1024
@@ -93,6 +96,7 @@ class LmdbLog:
         """
         self._folder = folder
         self._failed = False
+        self._opening_counters = threading.Lock()
         open_tables = _made_tables if writable else _tables
         self._generations = Generations(folder, map_bytes, 8, open_tables, writable=writable)
         now = self._generations.now
@@ -189,6 +193,17 @@ class LmdbLog:
             return head_of(txn, now.tables[b"heads"], name)
 
     @_in_force
+    def spent(self, counters: Sequence[bytes]) -> list[int]:
+        """See Log."""
+        now = self._generations.now
+        table = self._counters(now, create=False)
+        if table is None:
+            return [0] * len(counters)
+        with now.environment.begin() as txn:
+            stop_if_moved(txn, now.meta)
+            return [standing(txn, table, counter) for counter in counters]
+
+    @_in_force
     def tail(self) -> Tail:
         """See Log."""
         now = self._generations.now
@@ -249,7 +264,7 @@ class LmdbLog:
         """
         self._stop_if_failed()
         try:
-            self._generations.compact(TABLES, copy_log, at_step)
+            self._generations.compact((*TABLES, COUNTERS), copy_log, at_step)
         except MarkError as error:
             raise self._refused(error) from error
 
@@ -272,14 +287,29 @@ class LmdbLog:
     def _env(self) -> lmdb.Environment:
         return self._generations.now.environment
 
+    def _counters(self, now: Generation[bytes], *, create: bool) -> Any | None:
+        """Return the table of counters, None where nothing was ever spent.
+
+        It may have come, or have to be made, since this process opened the log.
+        """
+        table = now.tables.get(COUNTERS)
+        if table is None:
+            with self._opening_counters:
+                table = open_counters(now, create=create)
+                if table is not None:
+                    now.tables[COUNTERS] = table
+        return table
+
     @_in_force
     def _append_fresh(
         self, drafts: Sequence[Draft], sealed: list[tuple[bytes, bytes]], wall_us: int
     ) -> list[Receipt] | None:
-        """Append all drafts, or nothing and return None when a key is known, or a head or claim must be looked at."""
-        if any(draft.head or draft.claims for draft in drafts):
+        """Append all drafts, or nothing and return None when a key is known, or a head, claim or limit must be met."""
+        spends = [spend for draft in drafts if draft.spends for spend in draft.spends]
+        if any(draft.head or draft.claims for draft in drafts) or any(spend.limit is not None for spend in spends):
             return None
         now = self._generations.now
+        counters = self._counters(now, create=True) if spends else None
         with now.environment.begin(write=True) as txn:
             stop_if_moved(txn, now.meta)
             tail = tail_of(txn, now.meta)
@@ -292,6 +322,10 @@ class LmdbLog:
             if added != len(keys):
                 txn.abort()
                 return None
+            if spends:
+                spending = Spending(txn, counters)
+                spending.spend(spends)
+                spending.write()
             receipts = self._write(txn, now, list(zip(drafts, sealed, strict=True)), tail, wall_us)
         return receipts
 
@@ -305,11 +339,12 @@ class LmdbLog:
         moved: dict[str, int] = {}
         now = self._generations.now
         keys, heads = now.tables[b"keys"], now.tables[b"heads"]
+        counters = self._counters(now, create=True) if any(draft.spends for draft in drafts) else None
         with now.environment.begin(write=True) as txn:
             stop_if_moved(txn, now.meta)
             tail = tail_of(txn, now.meta)
             time_us = max(tail.time_us, wall_us)
-            taken = Taken(txn, now.tables)
+            taken, spending = Taken(txn, now.tables), Spending(txn, counters)
             for draft, body in zip(drafts, sealed, strict=True):
                 lsn = tail.lsn + len(accepted) + 1
                 if draft.key != NO_KEY and (value := txn.get(draft.key, db=keys)):
@@ -326,6 +361,9 @@ class LmdbLog:
                 if refused is not None:
                     receipts.append(Receipt(Fate.CLAIM_REFUSED, refused, time_us))
                     continue
+                if draft.spends and (refused := spending.spend(draft.spends)) is not None:
+                    receipts.append(Receipt(Fate.SPEND_REFUSED, refused, time_us))
+                    continue
                 taken.add(draft.subjects)
                 if draft.key != NO_KEY:
                     txn.put(draft.key, KEY.pack(lsn, draft.payload_digest), db=keys)
@@ -334,6 +372,7 @@ class LmdbLog:
                     moved[draft.head] = lsn
                 accepted.append((draft, body))
                 receipts.append(None)
+            spending.write()
             written = iter(self._write(txn, now, accepted, tail, wall_us))
         return [receipt if receipt is not None else next(written) for receipt in receipts]
 
@@ -417,13 +456,14 @@ def _tables(environment: lmdb.Environment, _number: int) -> dict[bytes, Any]:
     meta = environment.open_db(META, create=False)
     with environment.begin(db=meta) as txn:
         _check_schema(txn.get(b"schema"))
-    return {name: environment.open_db(name, create=False) for name in TABLES}
+        names = (*TABLES, COUNTERS) if is_counting(txn, meta) else TABLES
+    return {name: environment.open_db(name, create=False) for name in names}
 
 
 def _check_schema(value: bytes | None) -> None:
     (schema,) = LSN.unpack(value or b"")
-    if schema > SCHEMA:
-        raise SchemaTooNewError(f"the log has schema {schema}, this build reads up to {SCHEMA}")
+    if schema > SCHEMA_MAX:
+        raise SchemaTooNewError(f"the log has schema {schema}, this build reads up to {SCHEMA_MAX}")
 
 
 def _checked(record: Record, lsn: int) -> Record:

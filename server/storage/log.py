@@ -26,12 +26,14 @@ class Fate(Enum):
     KEY_REUSED = "key_reused"  # the same key was recorded with another payload
     HEAD_MOVED = "head_moved"  # expected_head is not the head any more
     CLAIM_REFUSED = "claim_refused"  # something was taken as often as it may be
+    SPEND_REFUSED = "spend_refused"  # a budget has less left than was to be spent
 
 
 class Receipt(NamedTuple):
     """What became of one draft, and where: its own place, or that of the record that stands in its way.
 
-    Where a claim was refused, lsn is its index among the draft's claims.
+    Where a claim was refused, lsn is its index among the draft's claims; where a spend was, that of the first refused
+    among the draft's spends.
     """
 
     fate: Fate
@@ -85,6 +87,10 @@ class Log(Protocol):
         does not hinder the others; a key given twice within the group is a duplicate too. A claim counts the records
         before, those of the same group among them.
 
+        Counters change together with the records: by what the drafts that were recorded spend, and by nothing else. A
+        spend sees what was spent before, by earlier drafts of the group among others. A counter stays at 2**63 - 1 once
+        it is there.
+
         Args:
             drafts: 1 to 256 drafts.
             wall_us: the wall clock, microseconds since the epoch.
@@ -120,7 +126,7 @@ class Log(Protocol):
 
         Place, kind and log time stay, the chain still verifies, and find() still leads from their keys to their LSNs:
         a request is known for ever. In groups of at most 64: when it returns, all are on disk; when it raises, some
-        groups may be, and to erase the same records again goes on from there.
+        groups may be, and to erase the same records again goes on from there. Counters stay as they are.
 
         Args:
             lsns: of records in the log, any order and number. Those erased before are skipped. One that heads a chain
@@ -140,11 +146,19 @@ class Log(Protocol):
     def head(self, name: str) -> int:
         """Return the LSN of the newest record of a chain of changes, 0 before the first."""
 
+    def spent(self, counters: Sequence[bytes]) -> list[int]:
+        """Return what each of some counters stands at, 0 to 2**63 - 1; 0 where it was never spent from.
+
+        All at one instant, in the order asked. Cost: one read transaction, about 2 µs, and 1 µs a counter.
+        """
+
     def tail(self) -> Tail:
         """Return the place of the newest record. Cost: one read transaction, about 2 µs."""
 
     def verify(self) -> Tail:
         """Read the whole log, verifying every digest, the chain, and that keys and subjects find; return the tail.
+
+        Counters are taken as they stand: no record says what it spent.
 
         Raises:
             CorruptRecordError: names the first record that fails.

@@ -5,7 +5,7 @@ little is left; the rest, with all others kept out, in the transaction of the sw
 the copy what is erased, so that then the copy is made anew.
 
 Cost sketch of 1 GB in records of 2 kB: 5 s of copying; 10 µs for each record appended meanwhile; all others are kept
-out for a few milliseconds.
+out for a few milliseconds, and 0.3 µs for each counter.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from server.storage.generations import Generation, NotCopiedError
 from server.storage.log import GROUP_RECORDS_MAX, READ_RECORDS_MAX
+from server.storage.log_counters import COUNTERS, is_counting
 from server.storage.log_tables import KEY, LSN, TABLES, erasures_of, tail_of
 from server.storage.record import NO_KEY, CorruptRecordError, offsets, unseal
 from server.storage.successor import META, Successor
@@ -49,8 +50,13 @@ def copy_log(left: Generation[bytes], successor: Successor) -> Callable[[Any], b
             lsn += n_records
         successor.write(b"heads", txn.cursor(left.tables[b"heads"]))
         successor.write(META, txn.cursor(left.meta))
-        for name in TABLES:
-            if successor.rows(name) != txn.stat(left.tables[name])["entries"]:
+        tables = {name: left.tables[name] for name in TABLES}
+        if is_counting(txn, left.meta):
+            # Whole and only now: a counter changes in place, so that no catching up would find what it was spent from.
+            tables[COUNTERS] = left.environment.open_db(COUNTERS, txn, create=False)
+            successor.write(COUNTERS, txn.cursor(tables[COUNTERS]), append=True)
+        for name, table in tables.items():
+            if successor.rows(name) != txn.stat(table)["entries"]:
                 raise NotCopiedError(f"table {name.decode()} was not copied whole")
         return True
 

@@ -1,6 +1,7 @@
 """Puts tombstones in the place of records, a bounded number in a transaction that it is handed.
 
 What a record said and whom it was about go; its place, its proof and its idempotency key stay.
+So do the counters of budgets: what was spent was spent, whoever it was spent on, and a counter names nobody.
 """
 
 from __future__ import annotations

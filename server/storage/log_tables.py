@@ -5,6 +5,7 @@ keys      idempotency key → LSN, payload digest; kept for ever, also of what w
 subjects  subject + LSN → empty
 heads     name of a chain of changes → LSN of its newest
 meta      schema, log_id, tail, erasures, and the mark of generations.py
+counters  see log_counters.py; there once something was spent
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 from server.storage.log import Tail
 from server.storage.record import CHAIN_START, Claim, offsets, unseal
 
-TABLES: Final = (b"blocks", b"keys", b"subjects", b"heads")  # and meta
+TABLES: Final = (b"blocks", b"keys", b"subjects", b"heads")  # and meta; of every log
 LSN: Final = struct.Struct(">Q")  # big-endian: keys in LSN order
 KEY: Final = struct.Struct("<Q16s")
 TAIL: Final = struct.Struct("<Qq32s")

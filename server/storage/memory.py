@@ -6,7 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from server.storage.log import GROUP_RECORDS_MAX, READ_RECORDS_MAX, Fate, KeyEntry, Receipt, Tail
-from server.storage.record import CHAIN_START, NO_KEY, Claim, Draft, Record, body_of, seal, tombstone, unseal
+from server.storage.record import (
+    CHAIN_START,
+    COUNTER_MAX,
+    NO_KEY,
+    Claim,
+    Draft,
+    Record,
+    body_of,
+    seal,
+    tombstone,
+    unseal,
+)
 from server.storage.store import Table
 from tsugi.log.v1.record_pb2 import RecordKind
 
@@ -20,6 +31,7 @@ class MemoryLog:
         self._keys: dict[bytes, KeyEntry] = {}
         self._heads: dict[str, int] = {}
         self._subjects: dict[bytes, list[int]] = {}
+        self._counters: dict[bytes, int] = {}
         self._tail = Tail(0, 0, CHAIN_START)
 
     @property
@@ -62,6 +74,10 @@ class MemoryLog:
         """See Log."""
         return self._heads.get(name, 0)
 
+    def spent(self, counters: Sequence[bytes]) -> list[int]:
+        """See Log."""
+        return [self._counters.get(counter, 0) for counter in counters]
+
     def tail(self) -> Tail:
         """See Log."""
         return self._tail
@@ -102,11 +118,18 @@ class MemoryLog:
         for number, claim in enumerate(draft.claims):
             if self._n_counted(claim, time_us) >= claim.count_max:
                 return Receipt(Fate.CLAIM_REFUSED, number, time_us)
+        totals: dict[bytes, int] = {}
+        for number, spend in enumerate(draft.spends):
+            total = totals.get(spend.counter, self._counters.get(spend.counter, 0)) + spend.amount
+            if spend.limit is not None and total > spend.limit:
+                return Receipt(Fate.SPEND_REFUSED, number, time_us)
+            totals[spend.counter] = min(total, COUNTER_MAX)
         lsn = self._tail.lsn + 1
         data, chain = seal(
             draft, body, digest, log_id=self._log_id, lsn=lsn, time_us=time_us, previous_chain=self._tail.chain
         )
         self._records.append(data)
+        self._counters.update(totals)
         self._tail = Tail(lsn, time_us, chain)
         if draft.key != NO_KEY:
             self._keys[draft.key] = KeyEntry(lsn, draft.payload_digest)

@@ -40,6 +40,9 @@ NO_KEY = bytes(16)
 CHAIN_START = bytes(32)
 SUBJECTS_MAX = 32
 PAYLOAD_BYTES_MAX = 16 * 1024 * 1024
+SPENDS_MAX = 256
+AMOUNT_MAX = 2**62
+COUNTER_MAX = 2**63 - 1
 
 _HEAD = struct.Struct("<IHBB16sQq")  # bytes 0..40
 _SIZES = struct.Struct("<IB15x")  # bytes 44..64
@@ -65,6 +68,21 @@ class Claim(NamedTuple):
     count_max: int
 
 
+class Spend(NamedTuple):
+    """What a draft adds to the counter of a budget; the record itself does not say so.
+
+    Attributes:
+        counter: 16 bytes naming it for ever; every period of a budget has its own.
+        amount: in the budget's unit, 0 to 2**62.
+        limit: the draft is accepted when the counter and the amount are together at most this, 0 to 2**63 - 1. None:
+            it is counted whatever it comes to, because the caller has been told already.
+    """
+
+    counter: bytes
+    amount: int
+    limit: int | None
+
+
 class Draft(NamedTuple):
     """What somebody wants recorded; the log adds place, time and proof.
 
@@ -77,6 +95,8 @@ class Draft(NamedTuple):
         head: the chain of changes this record heads from now on ("catalog", "role/1"), or "".
         expected_head: when not None, the LSN the head must have for the draft to be accepted.
         claims: all of them must hold for the draft to be accepted.
+        spends: at most 256, all within their limits for the draft to be accepted. Each sees those before it: several
+            from one counter add up.
     """
 
     kind: int
@@ -87,6 +107,7 @@ class Draft(NamedTuple):
     head: str = ""
     expected_head: int | None = None
     claims: tuple[Claim, ...] = ()
+    spends: tuple[Spend, ...] = ()
 
 
 class Record(NamedTuple):
@@ -108,6 +129,7 @@ def body_of(draft: Draft, salt: bytes) -> tuple[bytes, bytes]:
     assert len(draft.payload) <= PAYLOAD_BYTES_MAX, "validation bounds every payload"
     assert len(draft.subjects) <= SUBJECTS_MAX, "validation bounds identities"
     assert draft.head or draft.expected_head is None, "a head that is compared has a name"
+    assert not draft.spends or _are_sound(draft.spends), "validation bounds budgets"
     body = b"".join((_FIXED_BODY.pack(salt, draft.key, draft.payload_digest), *draft.subjects, draft.payload))
     return body, _sha256(body)
 
@@ -185,6 +207,13 @@ def offsets(block: memoryview | bytes) -> Iterator[int]:
     while offset < size:
         yield offset
         offset += _length_at(block, offset)
+
+
+def _are_sound(spends: tuple[Spend, ...]) -> bool:
+    return len(spends) <= SPENDS_MAX and all(
+        len(counter) == len(NO_KEY) and 0 <= amount <= AMOUNT_MAX and (limit is None or 0 <= limit <= COUNTER_MAX)
+        for counter, amount, limit in spends
+    )
 
 
 def _sha256(data: bytes) -> bytes:

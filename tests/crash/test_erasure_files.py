@@ -26,7 +26,7 @@ from server.storage.lmdb_store import LmdbStore
 from server.storage.log import LogUnavailableError, follow
 from server.storage.record import Draft
 from server.storage.store import Table
-from tests.support.compacting import GROUP_RECORDS, KILLED, NOW_US, Program, killer
+from tests.support.compacting import APPENDED, COUNTER, GROUP_RECORDS, KILLED, NOW_US, Program, killer
 from tests.support.faults import WAIT_S_MAX, KilledError
 from tsugi.log.v1.record_pb2 import RecordKind
 
@@ -83,6 +83,7 @@ def check_log(folder: Path, acknowledged: dict[str, int]) -> None:
         entry = log.find(bytes.fromhex(key))
         assert entry is not None
         assert entry.lsn == lsn
+    assert log.spent([COUNTER]) == [sum(record.payload == APPENDED for record in records)]
     assert log.about(PERSON) == []
     assert log.about(OTHER) == [lsn for lsn in range(1, N_RECORDS + 1) if lsn not in {*SMALL_LSNS, LARGE_LSN}]
     for lsn in SMALL_LSNS:  # a request is known for ever
@@ -146,6 +147,7 @@ class Others:
         elif name != "sync" or self.steps.count("sync") == 1:  # at the second one others are kept out
             self._note(self._writer.ask("append"))
         assert self._reader.ask("read") == str(N_RECORDS + len(self.acknowledged))
+        assert self._reader.ask("spent") == str(len(self.acknowledged))
 
     def _note(self, answer: str) -> None:
         pairs = [pair.split(":") for pair in answer.split()]

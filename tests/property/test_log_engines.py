@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from server.storage.lmdb_log import LmdbLog
 from server.storage.log import Log
 from server.storage.memory import MemoryLog
-from server.storage.record import NO_KEY, Draft, Record
+from server.storage.record import COUNTER_MAX, NO_KEY, Draft, Record, Spend
 from tsugi.log.v1.record_pb2 import RecordKind
 
 MAP_BYTES = 1 << 30
@@ -24,8 +24,17 @@ NOW_US = 1_760_000_000_000_000
 KEYS = [NO_KEY, NO_KEY, *(bytes([i]) * 16 for i in range(1, 7))]
 DIGESTS = [bytes([i]) * 16 for i in range(2)]
 SUBJECTS = [bytes([100 + i]) * 16 for i in range(4)]
+COUNTERS = [bytes([200 + i]) * 16 for i in range(3)]
 HEADS = ["", "", "catalog", "role/champion"]
 LARGE = [400_000, 700_000, 1_100_000]  # around the megabyte that ends a block
+
+
+SPENDS = st.builds(
+    Spend,
+    counter=st.sampled_from(COUNTERS),
+    amount=st.one_of(st.integers(0, 5), st.sampled_from([1 << 61, 1 << 62])),
+    limit=st.one_of(st.none(), st.integers(0, 40), st.sampled_from([1 << 62, COUNTER_MAX])),
+)
 
 
 @st.composite
@@ -40,6 +49,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         subjects=tuple(draw(st.lists(st.sampled_from(SUBJECTS), max_size=3))),
         head=head,
         expected_head=draw(st.one_of(st.none(), st.integers(0, 12))) if head else None,
+        spends=tuple(draw(st.one_of(st.just([]), st.lists(SPENDS, max_size=3)))),
     )
 
 
@@ -83,6 +93,10 @@ class TwoLogs(RuleBasedStateMachine):
         assert (one is None) == (other is None)
 
     @rule()
+    def compact(self) -> None:
+        self.lmdb.compact()
+
+    @rule()
     def reopen(self) -> None:
         self.lmdb.close()
         self.lmdb = LmdbLog(self.folder, MAP_BYTES)
@@ -98,6 +112,7 @@ class TwoLogs(RuleBasedStateMachine):
             assert self.lmdb.about(subject) == self.memory.about(subject)
         for head in HEADS[2:]:
             assert self.lmdb.head(head) == self.memory.head(head)
+        assert self.lmdb.spent(COUNTERS) == self.memory.spent(COUNTERS)
 
     def teardown(self) -> None:
         if hasattr(self, "lmdb"):

@@ -1,8 +1,8 @@
 """A program that has a log or a state open while somebody compacts it, and does one thing a line of standard input.
 
 Run as ``python -m tests.support.compacting KIND FOLDER MAP_BYTES``; KIND is ``log``, ``reader`` (of a log), ``state``.
-It answers each line by one: ``append``, ``read``, ``verify``, ``hold`` (a snapshot of the state), ``held``, ``rows``,
-and ``compact STEP N``, which ends the process where that step is met for the n-th time.
+It answers each line by one: ``append``, ``read``, ``spent``, ``verify``, ``hold`` (a snapshot of the state), ``held``,
+``rows``, and ``compact STEP N``, which ends the process where that step is met for the n-th time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 from server.storage.lmdb_log import LmdbLog
 from server.storage.lmdb_store import LmdbSnapshot, LmdbStore
 from server.storage.log import follow
-from server.storage.record import Draft
+from server.storage.record import Draft, Spend
 from server.storage.store import Table
 from tests.support.faults import WAIT_S_MAX
 from tsugi.log.v1.record_pb2 import RecordKind
@@ -25,6 +25,8 @@ from tsugi.log.v1.record_pb2 import RecordKind
 GROUP_RECORDS = 3
 KILLED = 9  # the exit code of one that ended at its step
 NOW_US = 1_760_000_000_000_000
+APPENDED = b"appended meanwhile"  # the payload of what a program appends
+COUNTER = b"counter-of-them-"  # every record of a program adds 1
 
 _ROOT = Path(__file__).parents[2]
 
@@ -95,7 +97,8 @@ class _LogProgram:
         for _ in range(GROUP_RECORDS):
             self._n_appended += 1
             key = os.getpid().to_bytes(8, "big") + self._n_appended.to_bytes(8, "big")
-            drafts.append(Draft(RecordKind.RECORD_KIND_OUTCOME, b"appended meanwhile", key, subjects=(b"m" * 16,)))
+            draft = Draft(RecordKind.RECORD_KIND_OUTCOME, APPENDED, key, subjects=(b"m" * 16,))
+            drafts.append(draft._replace(spends=(Spend(COUNTER, 1, None),)))
         receipts = self._log.append(drafts, NOW_US)
         return " ".join(f"{draft.key.hex()}:{receipt.lsn}" for draft, receipt in zip(drafts, receipts, strict=True))
 
@@ -105,6 +108,9 @@ class _LogProgram:
         assert [record.lsn for record in records] == list(range(self._read_lsn + 1, self._log.tail().lsn + 1))
         self._read_lsn += len(records)
         return str(self._read_lsn)
+
+    def spent(self) -> str:
+        return str(self._log.spent([COUNTER])[0])
 
     def verify(self) -> str:
         return str(self._log.verify().lsn)

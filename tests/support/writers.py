@@ -1,7 +1,7 @@
 """Programs that append to a log from a process of their own and write what they were told to standard output.
 
-``append``: several of them share one log. ``commit``: one committer whose disk is made to fail from outside. Started as
-``python -m tests.support.writers``.
+``append``: several of them share one log. ``spend``: several of them share one budget. ``commit``: one committer
+whose disk is made to fail from outside. Started as ``python -m tests.support.writers``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from server.control import ControlPage
 from server.storage.committer import GroupCommitter
 from server.storage.lmdb_log import LmdbLog
 from server.storage.log import LogUnavailableError
-from server.storage.record import Draft
+from server.storage.record import Draft, Spend
 from tests.support.faults import HastyCommitter
 from tsugi.log.v1.record_pb2 import RecordKind
+
+LIMITED, UNLIMITED = b"a limited budget", b"an open one, too"  # what spend() spends from
 
 
 def wall_us() -> int:
@@ -48,6 +50,29 @@ def append(folder: Path, map_bytes: int, writer: int, n_groups: int, n_shared: i
         drafts = [Draft(RecordKind.RECORD_KIND_OUTCOME, bytes(rng.randrange(2_000)), key) for key in keys]
         for key, receipt in zip(keys, log.append(drafts, wall_us()), strict=True):
             _say(f"{key.hex()} {receipt.fate.value} {receipt.lsn}")
+    log.close()
+
+
+def spend(folder: Path, map_bytes: int, writer: int, n_groups: int, limit: int) -> None:
+    """Append groups of drafts that spend from a budget with a limit, and say each amount and what became of it."""
+    log = LmdbLog(folder, map_bytes)
+    rng = random.Random(writer)
+    _say("ready")
+    sys.stdin.readline()
+    for _ in range(n_groups):
+        amounts = [rng.randrange(1, 10) for _ in range(rng.choice((1, 2, 20)))]
+        drafts = [
+            Draft(
+                RecordKind.RECORD_KIND_OUTCOME,
+                amount.to_bytes(1, "big"),
+                rng.randbytes(16),
+                spends=(Spend(LIMITED, amount, limit), Spend(UNLIMITED, amount, None)),
+            )
+            for amount in amounts
+        ]
+        for amount, receipt in zip(amounts, log.append(drafts, wall_us()), strict=True):
+            _say(f"{amount} {receipt.fate.value}")
+        log.append([Draft(RecordKind.RECORD_KIND_OUTCOME, b"", spends=(Spend(UNLIMITED, 1, None),))], wall_us())
     log.close()
 
 
@@ -102,8 +127,8 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
     program, path, size, *rest = sys.argv[1:]
-    if program == "append":
-        append(Path(path), int(size), *map(int, rest))
+    if program in {"append", "spend"}:
+        (append if program == "append" else spend)(Path(path), int(size), *map(int, rest))
     else:
         control_path, case = rest
         commit(Path(path), int(size), Path(control_path) if control_path else None, case)

@@ -35,6 +35,7 @@ DRAFTS = st.builds(
     subjects=st.lists(NAMES, max_size=3).map(tuple),
     head=st.just(""),
     expected_head=st.none(),
+    spends=st.just(()),
 )
 
 
