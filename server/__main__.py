@@ -17,6 +17,7 @@ import click
 from server import commands, config
 from server.files import Files, OwnedError
 from server.importing.command import import_command
+from server.outbound.command import outbound
 
 EXIT_OWNED = 75
 
@@ -116,7 +117,7 @@ def _refuse(error: config.ConfigError) -> NoReturn:
     sys.exit(78)
 
 
-for command in (*commands.ALL, import_command):
+for command in (*commands.ALL, import_command, outbound):
     main.add_command(command)
 
 if __name__ == "__main__":

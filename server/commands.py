@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 
 if TYPE_CHECKING:
     from tsugi.client import Client
+    from tsugi.v1.model_pb2 import ModelRole
 
 _ADDRESS = click.option(
     "--address", envvar="TSUGI_ADDRESS", default="127.0.0.1:7410", show_default=True, help="Where the server is."
@@ -32,6 +33,10 @@ _IDENTITY = click.option(
 _FIELD = click.option(
     "--field", default="", metavar="PATH", help="Print one value of the reply alone, such as slots.0.action."
 )
+_ROLE = click.option(
+    "--role", type=click.Choice(["champion", "challenger"]), default="champion", show_default=True,
+    help="The model role that changes.",
+)  # fmt: skip
 _VALIDATE_ONLY = click.option("--validate-only", is_flag=True, help="Check, and change nothing.")
 _TYPED = 'numbers, true and false are typed, "text in double quotes" and anything else is text'
 _LSN = click.IntRange(0, (1 << 64) - 1)
@@ -417,23 +422,25 @@ def list_models(address: str, field: str) -> None:
 @_ADDRESS
 @_FIELD
 @click.argument("revision", default="")
+@_ROLE
 @click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
 @_VALIDATE_ONLY
-def assign_champion(address: str, field: str, revision: str, etag: str, validate_only: bool) -> None:
-    """Make a stored revision the champion; without one, nobody is."""
+def assign_champion(address: str, field: str, revision: str, role: str, etag: str, validate_only: bool) -> None:
+    """Make a stored revision the champion, or what --role says; without one, nobody is."""
     with _calling(address) as client:
-        _show(field, client.assign_model_role(revision, etag=etag, validate_only=validate_only))
+        _show(field, client.assign_model_role(revision, role=_role(role), etag=etag, validate_only=validate_only))
 
 
 @click.command("rollback-champion")
 @_ADDRESS
 @_FIELD
+@_ROLE
 @click.option("--etag", default="", help="Refuse unless this is the role's present etag.")
 @_VALIDATE_ONLY
-def rollback_champion(address: str, field: str, etag: str, validate_only: bool) -> None:
-    """Give the role champion back to who had it before."""
+def rollback_champion(address: str, field: str, role: str, etag: str, validate_only: bool) -> None:
+    """Give the role champion, or what --role says, back to who had it before."""
     with _calling(address) as client:
-        _show(field, client.rollback_model(etag=etag, validate_only=validate_only))
+        _show(field, client.rollback_model(role=_role(role), etag=etag, validate_only=validate_only))
 
 
 @click.command()
@@ -532,6 +539,12 @@ def _identity(text: str) -> tuple[str, str] | None:
 def _identities(texts: tuple[str, ...]) -> list[tuple[str, str]]:
     """Read identities; blanks around a value are no part of it, as in files."""
     return [(name, value.strip()) for name, value in _pairs(texts)]
+
+
+def _role(name: str) -> ModelRole:
+    from tsugi.v1.model_pb2 import ModelRole
+
+    return ModelRole.MODEL_ROLE_CHALLENGER if name == "challenger" else ModelRole.MODEL_ROLE_CHAMPION
 
 
 def _pairs(texts: tuple[str, ...]) -> list[tuple[str, str]]:

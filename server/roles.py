@@ -27,6 +27,7 @@ from server.decisioning import live, service
 from server.decisioning.configuration import Configuration
 from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
+from server.decisioning.triggers import Triggers
 from server.decisioning.warm import warm, warm_profiles
 from server.files import Files
 from server.outcomes import projector
@@ -162,10 +163,18 @@ class _Worker:
             committer=self._committer,
             token_key=token_key,
             clock_us=wall_us,
-            settings=service.Settings(settings.decide.queue_requests_max, settings.decide.deadline_ms_default),
+            settings=service.Settings(
+                settings.decide.queue_requests_max,
+                settings.decide.deadline_ms_default,
+                # Never fewer than there are: a worker is pinned, and does not see how many its supervisor started.
+                n_workers=settings.serve.workers or os.cpu_count() or 1,
+            ),
         )
         self._decision_reader = DecisionReader(
             log=self._log, store=self._store, token_key=token_key, blobs=blobs, catalog=self._catalog
+        )
+        self._triggers = Triggers(
+            log=self._log, store=self._store, decisions=self._decisions, token_key=token_key, clock_us=wall_us
         )
         self._watcher = live.Watcher(self._log, blobs, files.arrays, place.build, self._on_swap)
         self._ingest = Ingest(
@@ -216,6 +225,7 @@ class _Worker:
         if self._failed.is_set():
             structlog.get_logger().error("log_failed")
             return EXIT_STORAGE
+        self._triggers.end()
         await server.drain(lambda: os.getppid() != self._parent_pid)
         keeping.cancel()
         # In threads: the last commit may take as long as the disk does, and a worker that waits for it is not dead.
@@ -245,7 +255,7 @@ class _Worker:
         self._loop.call_soon_threadsafe(self._failed.set)
 
     def _handlers(self) -> dict[str, dict[str, Any]]:
-        decisions = DecisionServicer(self._decisions, self._decision_reader, self._ingest, wall_us)
+        decisions = DecisionServicer(self._decisions, self._decision_reader, self._triggers, self._ingest, wall_us)
         outcomes = OutcomeServicer(self._ingest, wall_us)
         profiles = ProfileServicer(self._ingest, self._statements, self._reader, wall_us)
         catalogs = CatalogServicer(self._configuration)
@@ -268,6 +278,7 @@ class _Worker:
                 "GetErasure": profiles.get_erasure,
                 "AuditSources": profiles.audit_sources,
                 "CountPeople": profiles.count_people,
+                "ListProfiles": profiles.list_profiles,
                 "GetCatalog": catalogs.get_catalog,
                 "ListCatalogRevisions": catalogs.list_catalog_revisions,
                 "RollbackCatalog": catalogs.rollback_catalog,
@@ -280,6 +291,7 @@ class _Worker:
                 "StreamDecide": decisions.stream_decide,
                 "StreamIngestRecords": profiles.stream_ingest_records,
             },
+            subscriptions={"SubscribeTriggers": decisions.subscribe_triggers},
         )
 
     def _listening(self) -> Listening:

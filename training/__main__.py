@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "replay": ("training.replay", "replay_command"),
     "demo": ("training.demo", "demo_command"),
     "link": ("training.link", "link_command"),
+    "replay-decision": ("training.replay_decision", "replay_decision_command"),
 }
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
@@ -26,6 +28,7 @@ from grpc_status import rpc_status
 from tsugi.requests import (
     DecideOptions,
     Placements,
+    TriggerOptions,
     catalog_upload,
     consent,
     decide_request,
@@ -33,6 +36,7 @@ from tsugi.requests import (
     model_upload,
     outcome,
     source_record,
+    subscribe_triggers_request,
     to_value,
 )
 from tsugi.v1 import (
@@ -55,6 +59,7 @@ __all__ = ["CallError", "Client", "consent", "decide_request", "event", "outcome
 
 RECEIVE_BYTES_MAX = 32 * 1024 * 1024
 UPLOAD_TIMEOUT_S = 60.0
+RESUME_S_MIN, RESUME_S_MAX = 0.1, 2.0  # before a subscription goes on over another connection
 
 _Request_contra = TypeVar("_Request_contra", contravariant=True)
 _Response_co = TypeVar("_Response_co", covariant=True)
@@ -91,6 +96,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.enable_http_proxy", 0),
 )
 _connection_numbers = itertools.count()
+_ENDED_BY_SERVER = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 class CallError(Exception):
@@ -161,9 +167,12 @@ class Client:
 
     def __init__(self, address: str, *, timeout_s: float = 2.0, channels: int = 1) -> None:
         assert channels >= 1, "a caller without a connection cannot call"
+        self._address = address
         self._timeout_s = timeout_s
         self._lines = [_Line(address, next(_connection_numbers)) for _ in range(channels)]
         self._turns = itertools.count()
+        self._subscribed: set[_Line] = set()
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -175,7 +184,8 @@ class Client:
 
     def close(self) -> None:
         """Let go of every connection; calls under way are cancelled."""
-        for line in self._lines:
+        self._closed.set()
+        for line in (*self._lines, *self._subscribed):
             line.close()
 
     def decide(
@@ -240,6 +250,56 @@ class Client:
             raise CallError.of(error) from error
         finally:
             call.cancel()
+
+    def subscribe_triggers(
+        self,
+        name: str,
+        event_type: str,
+        placements: Placements,
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[TriggerOptions],
+    ) -> Iterator[decision_service_pb2.SubscribeTriggersResponse]:
+        """Yield the decisions that events of one type cause, each at least once, and how far the log is looked at.
+
+        Asking for the next message says that the one before is dealt with. When the server ends the stream, as it does
+        whenever a connection reaches its age, it is gone on with after that message, over another connection; a refusal
+        is raised. To go on in another process, pass the lsn of the last message dealt with as after_lsn.
+
+        Args:
+            name: names the subscription for ever; one event is decided once under one name.
+            event_type: declared in the catalog.
+            placements: as for decide_request.
+            timeout_s: for how long, then CallError with DEADLINE_EXCEEDED; None: for ever.
+            options: filter, delay, context, after_lsn; see SubscribeTriggersRequest.
+        """
+        request = subscribe_triggers_request(name, event_type, placements, **options)
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = RESUME_S_MIN
+        while True:
+            line = _Line(self._address, next(_connection_numbers))
+            self._subscribed.add(line)
+            if self._closed.is_set():  # meanwhile: nobody else closes this one
+                line.close()
+                return
+            left_s = None if until is None else max(0.0, until - time.monotonic())
+            call = line.once.decisions.SubscribeTriggers(request, timeout=left_s)
+            try:
+                for response in call:
+                    pause_s = RESUME_S_MIN
+                    yield response
+                    request.after_lsn = response.lsn
+            except grpc.RpcError as error:
+                ended = CallError.of(error)
+                if ended.code not in _ENDED_BY_SERVER or self._closed.is_set():
+                    raise ended from error
+            finally:
+                call.cancel()
+                self._subscribed.discard(line)
+                line.close()
+            if self._closed.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, RESUME_S_MAX)
 
     def get_decision(
         self, decision_id: str, *, explained: bool = False, timeout_s: float | None = None
@@ -423,6 +483,13 @@ class Client:
         request = profile_service_pb2.CountPeopleRequest(at_least_lsn=at_least_lsn)
         return self._call(self._stubs().profiles.CountPeople, request, timeout_s)
 
+    def list_profiles(
+        self, segment: str, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
+    ) -> profile_service_pb2.ListProfilesResponse:
+        """Read one page of the people in a segment; also an empty one may have a next_page_token."""
+        request = profile_service_pb2.ListProfilesRequest(segment=segment, page_size=page_size, page_token=page_token)
+        return self._call(self._stubs().profiles.ListProfiles, request, timeout_s)
+
     def push_catalog(
         self,
         catalog: catalog_pb2.Catalog,
@@ -475,7 +542,7 @@ class Client:
     def list_model_revisions(
         self, *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
     ) -> model_service_pb2.ListModelRevisionsResponse:
-        """Read one page of the pushed revisions, newest first, and the champion's etag."""
+        """Read one page of the pushed revisions, newest first, and the etags of the roles."""
         request = model_service_pb2.ListModelRevisionsRequest(page_size=page_size, page_token=page_token)
         return self._call(self._stubs().models.ListModelRevisions, request, timeout_s)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TypedDict, TypeVar, Unpack
 
@@ -99,10 +99,7 @@ def decide_request(placements: Placements, **options: Unpack[DecideOptions]) -> 
     return decision_service_pb2.DecideRequest(
         profile_id=options.get("profile_id", ""),
         identities=_identities(options.get("identities", ())),
-        placements=[
-            decision_service_pb2.PlacementRequest(placement=placement, count=count)
-            for placement, count in _pairs(placements)
-        ],
+        placements=_placements(placements),
         context=_values(options.get("context", {})),
         candidate_actions=options.get("candidate_actions", ()),
         excluded_actions=options.get("excluded_actions", ()),
@@ -113,6 +110,30 @@ def decide_request(placements: Placements, **options: Unpack[DecideOptions]) -> 
         if options.get("durable", False)
         else decision_service_pb2.DECISION_ACK_UNSPECIFIED,
         outcomes=options.get("outcomes", ()),
+    )
+
+
+class TriggerOptions(TypedDict, total=False):
+    """What a subscription may carry besides name, event type and placements."""
+
+    filter: str
+    delay: timedelta
+    context: Mapping[str, PyValue]
+    after_lsn: int
+
+
+def subscribe_triggers_request(
+    name: str, event_type: str, placements: Placements, **options: Unpack[TriggerOptions]
+) -> decision_service_pb2.SubscribeTriggersRequest:
+    """Build the request for the decisions that events of one type cause."""
+    return decision_service_pb2.SubscribeTriggersRequest(
+        name=name,
+        event_type=event_type,
+        filter=options.get("filter", ""),
+        delay=options.get("delay"),
+        placements=_placements(placements),
+        context=_values(options.get("context", {})),
+        after_lsn=options.get("after_lsn", 0),
     )
 
 
@@ -214,6 +235,13 @@ def model_upload(bundle: bytes, label: str, *, validate_only: bool = False) -> l
 
 def _pairs(pairs: Mapping[str, _Item] | Iterable[tuple[str, _Item]]) -> Iterable[tuple[str, _Item]]:
     return pairs.items() if isinstance(pairs, Mapping) else pairs
+
+
+def _placements(placements: Placements) -> list[decision_service_pb2.PlacementRequest]:
+    return [
+        decision_service_pb2.PlacementRequest(placement=placement, count=count)
+        for placement, count in _pairs(placements)
+    ]
 
 
 def _identities(identities: Identities) -> list[identity_pb2.Identity]:

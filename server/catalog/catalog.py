@@ -24,6 +24,7 @@ from tsugi.v1 import catalog_pb2
 from tsugi.v1.value_pb2 import TextSet, Value
 
 if TYPE_CHECKING:
+    from server.catalog.budget_terms import BudgetTerms
     from server.catalog.profile_terms import ProfileTerms  # built from the types below
 
 Floats = NDArray[np.float32]
@@ -31,7 +32,9 @@ Doubles = NDArray[np.float64]
 Rows = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Amounts = NDArray[np.int64]  # counts, or millionths of a currency unit
 
+BUCKETS: Final = 10_000  # people of one experiment are spread over so many
 NOW_FACT: Final = 0
 UNBOUNDED: Final = sys.float_info.max  # what is greater is no finite number
 
@@ -42,6 +45,10 @@ LESS, LESS_EQUAL, EQUAL, NOT_EQUAL, GREATER_EQUAL, GREATER, KNOWN, CONTAINS = ra
 AND, OR, NOT, TRUE, FALSE = -1, -2, -3, -4, -5
 RULE_LAYERS: Final = ("eligibility", "applicability", "suitability")  # in each the group's rule, then the action's
 RULE_STACK_MAX: Final = 32
+
+# Operators of a value's program, in postfix order.
+CONSTANT, FACT, ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATE, CHOOSE = range(8)
+VALUE_STACK_MAX: Final = 32  # all that 64 steps can need: 32 numbers, and 31 steps that each make one of two
 
 # How a feature column is made from a fact.
 SCALED, EQUALS, UNKNOWN = range(3)
@@ -215,6 +222,25 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """Distinct value expressions, in currency units, lowered to arithmetic on facts.
+
+    Value v is the postfix program ``starts[v]:starts[v + 1]`` over float64. CONSTANT pushes its operand, FACT the fact
+    that stands there. CHOOSE takes two branches off and puts back the first where the rule in its operand is met, the
+    second where it is not, and NaN where that cannot be told. The others have no operand (0). An unknown fact is NaN
+    and makes all that is computed from it NaN.
+    """
+
+    operators: Bytes  # uint8[steps]
+    operands: Doubles  # float64[steps]: a constant, where a fact stands, or the row of a rule
+    starts: Rows  # int32[values + 1]
+
+    def columns(self) -> tuple[Bytes, Doubles, Rows]:
+        """Return the arrays in the order kernels take them."""
+        return self.operators, self.operands, self.starts
+
+
+@dataclass(frozen=True, slots=True)
 class ActionColumns:
     """One row an action, ordered by name."""
 
@@ -224,12 +250,48 @@ class ActionColumns:
     valid_from_us: NDArray[np.int64]  # int64[n]
     valid_until_us: NDArray[np.int64]  # int64[n], exclusive
     rules: Rows  # int32[n, 6]: index of each rule it has to meet, see RULE_LAYERS; -1: none
-    worth: Doubles  # float64[n, 2]: value in currency units, lever
-    values: tuple[float, ...]  # [n]: the value alone, for replies
+    worth: Doubles  # float64[n, 2]: value in currency units where no program gives it, lever
     weights: Doubles  # float64[n, channels]; NaN where it has no treatment for the channel
     facts: Doubles  # float64[n, action attributes]
     slot_bytes: tuple[tuple[bytes, ...], ...]  # [n][channels]: action, treatment, content of a Slot, serialised
     record_bytes: tuple[bytes, ...]  # [n]: row and action of a SlotRecord, serialised
+    costs: tuple[int, ...]  # [n]: of saying it once, micros
+    value_programs: Rows  # int32[n]: program that gives the value; -1: it is the constant in worth
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One experiment, ready to assign people by."""
+
+    name: str
+    salt: str
+    branches: tuple[str, ...]
+    shares: tuple[float, ...]  # of all people, one a branch
+    buckets: bytes  # [BUCKETS]: 1 + the branch's place; 0: none of them
+    stride: int  # what a step in the branch's place adds to the blend
+
+
+@dataclass(frozen=True, slots=True)
+class Blends:
+    """How each *blend* decides: a way to combine branches, one or none of every experiment; blend 0 is none of any."""
+
+    rules: Rows  # int32[blends, n, 6], see ActionColumns.rules
+    worth: Doubles  # float64[blends, n, 2], see ActionColumns.worth
+    codes: Rows  # int32[blends, p, 5], see PlacementColumns.codes
+    parameters: Doubles  # float64[blends, p, 3], see PlacementColumns.parameters
+    challenged: tuple[bool, ...]  # [blends]: the challenger's output is the prior
+    reply_bytes: tuple[bytes, ...]  # [blends]: assignments of a DecideResponse, serialised
+    record_bytes: tuple[bytes, ...]  # [blends]: assignments of a DecisionRecord, serialised
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """People who are told nothing in some placements."""
+
+    name: str
+    salt: bytes
+    share: float
+    placements: frozenset[int]  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +314,6 @@ class Placement:
     goal_row: int  # the first of its goals
     count_max: int
     on_impression: bool
-    policy: int  # GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON or SOFTMAX
-    parameter: float  # epsilon, gamma, the floor share or the temperature
-    draws: int  # of Thompson, else 0
     slot_bytes: tuple[bytes, ...]  # [count_max]: placement and position of a Slot, serialised
     record_bytes: bytes  # goal and on_impression of a SlotRecord, serialised
 
@@ -295,3 +354,8 @@ class Catalog:
     reserving_us: int  # how long a contact is reserved that an impression confirms; 0: no placement waits for one
     random_control_share: float
     random_control_salt: bytes
+    values: Values
+    experiments: tuple[Experiment, ...]
+    blends: Blends
+    holdouts: tuple[Holdout, ...]
+    budgets: BudgetTerms

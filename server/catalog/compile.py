@@ -16,15 +16,11 @@ from google.protobuf import struct_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.catalog import validation
+from server.catalog.budget_terms import compile_budgets
 from server.catalog.catalog import (
-    EPSILON_GREEDY,
     EQUALS,
-    GREEDY,
     RULE_LAYERS,
     SCALED,
-    SOFTMAX,
-    SQUARE_CB,
-    THOMPSON,
     ActionColumns,
     Catalog,
     Fact,
@@ -34,6 +30,15 @@ from server.catalog.catalog import (
     Placement,
     PlacementColumns,
 )
+from server.catalog.compile_blends import (
+    compile_branches,
+    compile_experiments,
+    compile_holdouts,
+    compile_never_on,
+    explored,
+    first_goal,
+    lay_out_blends,
+)
 from server.catalog.compile_contacts import compile_contacts
 from server.catalog.compile_profiles import compile_profiles, positions_read, profile_layout
 from server.catalog.declared import NOW, Declared, Reading, declare, frozen, make_fact, reading
@@ -41,6 +46,7 @@ from server.catalog.expressions import NO_RULE, RuleCompiler
 from server.catalog.faults import duration_us, instant_us
 from server.catalog.profile_terms import ProfileTerms
 from server.catalog.validation import LEARNED_COLUMNS_MAX
+from server.catalog.value_expressions import NO_VALUE, Lowered, ValueCompiler
 from server.errors import TsugiError, Violation
 from tsugi.log.v1.record_pb2 import SlotRecord
 from tsugi.v1 import catalog_pb2
@@ -49,8 +55,6 @@ from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.value_pb2 import Value
 
 LEARNED_LIMIT: Final = 5.0  # learners read numbers within ± this many spreads
-THOMPSON_DRAWS: Final = 128
-THOMPSON_FLOOR_SHARE: Final = 0.01
 
 _FOREVER_US: Final = (1 << 62) - 1
 
@@ -92,7 +96,17 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     ]
     channel_rows = {channel.name: row for row, channel in enumerate(message.channels)}
     contacts = compile_contacts(message, [action for _, action in actions], channel_rows, compiler, violations)
-    never_rules = [_never_on(i, placement, compiler, violations) for i, placement in enumerate(message.placements)]
+    never_rules = [
+        compile_never_on(placement.exploration, f"placements[{i}].exploration.never_on", compiler, violations)
+        for i, placement in enumerate(message.placements)
+    ]
+    placement_rows = {placement.name: row for row, placement in enumerate(message.placements)}
+    changes = compile_branches(message, [action for _, action in actions], typed, placement_rows, compiler, violations)
+    worth = ValueCompiler(facts, action_facts, compiler)
+    lowered = [
+        worth.add(action.value, given, f"actions[{i}].value", violations) if action.value else _stated_value(action)
+        for (i, action), given in zip(actions, typed, strict=True)
+    ]
     rules = compiler.freeze()
     learned = _learned_columns(facts, [*declared.readings, *map(reading, message.context_attributes)])
     read = positions_read(rules) | set(learned.sources.tolist())
@@ -113,6 +127,12 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     goal_rows = {goal.name: row for row, goal in enumerate(message.goals)}
     placements = tuple(_placement(placement, channel_rows, goal_rows) for placement in message.placements)
     goals = tuple(_goal(goal) for goal in message.goals)
+    action_columns = _action_columns(
+        [action for _, action in actions], channel_rows, rule_rows, values, len(action_facts), lowered
+    )
+    placement_columns = _placement_columns(
+        message, placements, goal_rows, never_rules, _consent_positions(message, declared)
+    )
     return Catalog(
         sha256=sha256,
         revision=sha256.hex(),
@@ -122,14 +142,12 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         action_facts=action_facts,
         learned=learned,
         rules=rules,
-        actions=_action_columns([action for _, action in actions], channel_rows, rule_rows, values, len(action_facts)),
+        actions=action_columns,
         goals=goals,
         goal_base_log_odds=frozen(np.array([goal.base_log_odds for goal in goals], np.float32)),
         placements=placements,
-        placement_columns=_placement_columns(
-            message, placements, goal_rows, never_rules, _consent_positions(message, declared)
-        ),
-        placement_rows={placement.name: row for row, placement in enumerate(placements)},
+        placement_columns=placement_columns,
+        placement_rows=placement_rows,
         goal_rows=goal_rows,
         channel_rows=channel_rows,
         namespaces=frozenset(profiles.namespaces),
@@ -138,6 +156,11 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         reserving_us=max((goals[each.goal_row].window_us for each in placements if each.on_impression), default=0),
         random_control_share=message.random_control.share,
         random_control_salt=message.random_control.salt.encode(),
+        values=worth.freeze(),
+        experiments=compile_experiments(message),
+        blends=lay_out_blends(message, changes, action_columns, placement_columns),
+        holdouts=compile_holdouts(message),
+        budgets=compile_budgets(message, [action for _, action in actions], contacts.target_rows),
     )
 
 
@@ -252,12 +275,17 @@ def _rules_of(
     return rows
 
 
+def _stated_value(action: catalog_pb2.Action) -> Lowered:
+    return Lowered(NO_VALUE, action.value_micros / 1e6 if action.HasField("value_micros") else 1.0)
+
+
 def _action_columns(
     actions: list[catalog_pb2.Action],
     channel_rows: dict[str, int],
     rule_rows: list[list[int]],
     values: list[list[float]],
     n_facts: int,
+    lowered: list[Lowered],
 ) -> ActionColumns:
     n, n_channels = len(actions), len(channel_rows)
     weights = np.full((n, n_channels), math.nan)
@@ -273,7 +301,6 @@ def _action_columns(
             parts[channel] = slot.SerializeToString(deterministic=True)
         slot_bytes.append(tuple(parts))
     names = tuple(action.name for action in actions)
-    value = [action.value_micros / 1e6 if action.HasField("value_micros") else 1.0 for action in actions]
     lever = [action.lever if action.HasField("lever") else 1.0 for action in actions]
     from_us = [instant_us(a.valid_from_time) if a.HasField("valid_from_time") else -_FOREVER_US for a in actions]
     until_us = [instant_us(a.valid_until_time) if a.HasField("valid_until_time") else _FOREVER_US for a in actions]
@@ -285,12 +312,13 @@ def _action_columns(
         valid_from_us=frozen(np.array(from_us, np.int64)),
         valid_until_us=frozen(np.array(until_us, np.int64)),
         rules=frozen(np.array(rule_rows, np.int32).reshape(n, 2 * len(RULE_LAYERS))),
-        worth=frozen(np.array([value, lever], np.float64).T.copy()),
-        values=tuple(value),
+        worth=frozen(np.array([[each.constant for each in lowered], lever], np.float64).T.copy()),
         weights=frozen(weights),
         facts=frozen(np.array(values, np.float64).reshape(n, n_facts)),
         slot_bytes=tuple(slot_bytes),
         record_bytes=tuple(SlotRecord(row=row, action=name).SerializeToString() for row, name in enumerate(names)),
+        costs=tuple(action.cost_micros for action in actions),
+        value_programs=frozen(np.array([each.row for each in lowered], np.int32)),
     )
 
 
@@ -306,29 +334,14 @@ def _goal(goal: catalog_pb2.Goal) -> Goal:
 
 def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], goal_rows: dict[str, int]) -> Placement:
     count_max = placement.count_max or 1
-    goal = placement.goals[0].goal if placement.goals else placement.goal
+    goal = first_goal(placement)
     on_impression = placement.activation == catalog_pb2.ACTIVATION_ON_IMPRESSION
-    exploration = placement.exploration
-    policy, parameter, draws = GREEDY, 0.0, 0
-    kind = exploration.WhichOneof("policy")
-    if kind == "epsilon_greedy":
-        policy, parameter = EPSILON_GREEDY, exploration.epsilon_greedy.epsilon
-    elif kind == "square_cb":
-        policy, parameter = SQUARE_CB, exploration.square_cb.gamma
-    elif kind == "thompson":
-        policy, parameter = THOMPSON, exploration.thompson.floor_share or THOMPSON_FLOOR_SHARE
-        draws = exploration.thompson.draws or THOMPSON_DRAWS
-    elif kind == "softmax":
-        policy, parameter = SOFTMAX, exploration.softmax.temperature
     return Placement(
         name=placement.name,
         channel_row=channel_rows[placement.channel],
         goal_row=goal_rows[goal],
         count_max=count_max,
         on_impression=on_impression,
-        policy=policy,
-        parameter=parameter,
-        draws=draws,
         slot_bytes=tuple(
             Slot(placement=placement.name, position=position).SerializeToString() for position in range(count_max)
         ),
@@ -343,16 +356,12 @@ def _placement_columns(
     never_rules: Sequence[int],
     consents: Sequence[int],
 ) -> PlacementColumns:
-    codes = [
-        (each.channel_row, each.goal_row, each.policy, each.draws, never)
-        for each, never in zip(placements, never_rules, strict=True)
-    ]
-    parameters = []
+    codes, parameters = [], []
     goal_weights = np.zeros((len(placements), len(goal_rows)))
     for row, (each, placement) in enumerate(zip(placements, message.placements, strict=True)):
-        exploration = placement.exploration
-        share_max = exploration.share_max if exploration.HasField("share_max") else 1.0
-        parameters.append((each.parameter, share_max, exploration.probability_min))
+        policy, draws, *bounds = explored(placement.exploration)
+        codes.append((each.channel_row, each.goal_row, policy, draws, never_rules[row]))
+        parameters.append(bounds)
         goal_weights[row, each.goal_row] = 1.0
         for goal in placement.goals:
             goal_weights[row, goal_rows[goal.goal]] = goal.weight if goal.HasField("weight") else 1.0
@@ -362,9 +371,3 @@ def _placement_columns(
         goal_weights=frozen(goal_weights),
         consents=frozen(np.array(consents, np.int32)),
     )
-
-
-def _never_on(i: int, placement: catalog_pb2.Placement, compiler: RuleCompiler, violations: list[Violation]) -> int:
-    """Compile when a placement must not explore."""
-    text = placement.exploration.never_on
-    return compiler.add(text, None, f"placements[{i}].exploration.never_on", violations) if text else NO_RULE

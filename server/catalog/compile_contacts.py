@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from server.catalog.budget_terms import budget_target
 from server.catalog.contact_terms import (
     ANY_CHANNEL,
+    BUDGET,
     CAP,
     CAPS,
     COMPANION,
@@ -37,7 +39,7 @@ def compile_contacts(
     compiler: RuleCompiler,
     violations: list[Violation],
 ) -> ContactTerms:
-    """Compile the contact policies and compositions of a catalog.
+    """Compile the contact policies, compositions and budgets of a catalog.
 
     Args:
         message: a catalog without faults but those of its rules.
@@ -46,7 +48,7 @@ def compile_contacts(
         compiler: takes the expressions of suppressions.
         violations: gets their faults.
 
-    Cost: O(policies × actions × channels + compositions × actions).
+    Cost: O(policies × actions × channels + (compositions + budgets) × actions).
     """
     policies = tuple(map(_policy, message.contact_policies))
     rules = [
@@ -58,8 +60,10 @@ def compile_contacts(
     compositions = [
         (composition, Named.by(composition), Named.by(composition.requires)) for composition in message.compositions
     ]
+    budgets = [(budget, Named.by(budget)) for budget in message.budgets]
     targets = _Targets()
-    starts, entries = [0], []
+    starts: list[int] = [0]
+    entries: list[tuple[int, int, int]] = []
     for action in actions:
         for place, (policy, rule) in enumerate(zip(policies, rules, strict=True)):
             is_by_channel = policy.channels or policy.scope == catalog_pb2.CONTACT_SCOPE_EACH_CHANNEL
@@ -67,19 +71,23 @@ def compile_contacts(
             for channel, channel_row in places:
                 member = policy.member(action.name, action.group, channel)
                 if member is not None:
-                    entries.append((targets.of_policy(place, policy, rule, member), channel_row))
+                    entries.append((targets.of_policy(place, policy, rule, member), channel_row, 1))
         for composition, meant, opening in compositions:
             if composition.HasField("requires"):
                 # It begins unlimited, so that no gate refuses it; the core closes it when it begins to fill.
                 target = targets.of_composition(composition.name, "", COMPANION, UNLIMITED)
-                entries += [(target, ANY_CHANNEL)] if meant.has(action) else []
-                entries += [(~target, ANY_CHANNEL)] if opening.has(action) else []
+                entries += [(target, ANY_CHANNEL, 1)] if meant.has(action) else []
+                entries += [(~target, ANY_CHANNEL, 1)] if opening.has(action) else []
             elif meant.has(action) and (action.group or not composition.at_most.each_group):
                 limit = composition.at_most
                 kind = PLACEMENT_LIMIT if limit.each_placement else REQUEST_LIMIT
                 member = action.group if limit.each_group else ""
                 target = targets.of_composition(composition.name, member, kind, limit.count_max)
-                entries.append((target, ANY_CHANNEL))
+                entries.append((target, ANY_CHANNEL, 1))
+        for budget, meant in budgets:
+            if meant.has(action):
+                amount = action.cost_micros if budget.HasField("cost_micros_max") else 1
+                entries.append((targets.of_budget(budget.name), ANY_CHANNEL, amount))
         starts.append(len(entries))
     return ContactTerms(
         policies=policies,
@@ -109,6 +117,9 @@ class _Targets:
         key = target_key(f"composition {name}", member)  # no policy's name has a blank
         return self._row(key, name, member, -1, (kind, limit, NO_RULE))
 
+    def of_budget(self, name: str) -> int:
+        return self._row(budget_target(name), name, "", -1, (BUDGET, UNLIMITED, NO_RULE))
+
     def _row(self, key: int, name: str, member: str, place: int, described: tuple[int, int, int]) -> int:
         if key not in self.rows:
             self.rows[key] = len(self.rows)
@@ -117,14 +128,16 @@ class _Targets:
             self._described.append(described)
         return self.rows[key]
 
-    def columns(self, starts: list[int], entries: list[tuple[int, int]]) -> TargetColumns:
-        table = np.array(self._described, np.int32).reshape(len(self._described), 3)
+    def columns(self, starts: list[int], entries: list[tuple[int, int, int]]) -> TargetColumns:
+        table = np.array(self._described, np.int64).reshape(len(self._described), 3)
+        taken = np.array(entries, np.int64).reshape(len(entries), 3)
         return TargetColumns(
             kinds=frozen(table[:, 0].astype(np.uint8)),
             limits=frozen(np.ascontiguousarray(table[:, 1])),
-            rules=frozen(np.ascontiguousarray(table[:, 2])),
+            rules=frozen(table[:, 2].astype(np.int32)),
             starts=frozen(np.array(starts, np.int32)),
-            entries=frozen(np.array(entries, np.int32).reshape(len(entries), 2)),
+            entries=frozen(np.ascontiguousarray(taken[:, :2], np.int32)),
+            amounts=frozen(np.ascontiguousarray(taken[:, 2])),
         )
 
 

@@ -29,7 +29,16 @@ from server.catalog.catalog import (
     OR,
     Fact,
 )
-from server.catalog.rule_faults import EXAMPLES, SUPPORTED, RefusedError, compile_faults, meant, position, spelling
+from server.catalog.rule_faults import (
+    EXAMPLES,
+    RULE,
+    RefusedError,
+    Wanted,
+    compile_faults,
+    meant,
+    position,
+    spelling,
+)
 from server.catalog.scopes import ELIGIBILITY, NOW, PACKAGE, Scope, messages
 from tsugi.v1 import catalog_pb2
 
@@ -167,25 +176,30 @@ class Language:
 
         Cost: 0.1 to 2 ms.
         """
+        checked = self.check(text, RULE, cel.Type.BOOL)
+        reader = Reader(self, text, checked)
+        condition = reader.condition(checked.expr)
+        if reader.faults:
+            raise RefusedError(reader.faults)
+        return condition
+
+    def check(self, text: str, wanted: Wanted, *types: cel.Type) -> checked_pb2.CheckedExpr:
+        """Parse and type-check a text that is to be of one of these types; see read."""
         n_bytes = len(text.encode())
         if n_bytes > EXPRESSION_BYTES_MAX:
             raise RefusedError([f"at most {EXPRESSION_BYTES_MAX} bytes, got {n_bytes}"])
         try:
             expression = self._env.compile(text)
         except RuntimeError as error:
-            raise RefusedError(compile_faults(text, str(error), self.facts, self.scope.why_hidden)) from None
-        if expression.return_type() != cel.Type.BOOL:
-            raise RefusedError(["a rule is true or false; compare this value with something"])
+            raise RefusedError(compile_faults(text, str(error), self.facts, self.scope.why_hidden, wanted)) from None
+        if expression.return_type() not in types:
+            raise RefusedError([wanted.mistyped])
         checked = checked_pb2.CheckedExpr()
         try:
             any_pb2.Any.FromString(expression.serialize()).Unpack(checked)
         except DecodeError:  # nested deeper than protobuf decodes, which only expanded macros are
-            raise RefusedError([SUPPORTED]) from None
-        reader = _Reader(self, text, checked)
-        condition = reader.condition(checked.expr)
-        if reader.faults:
-            raise RefusedError(reader.faults)
-        return condition
+            raise RefusedError([wanted.supported]) from None
+        return checked
 
     def microseconds(self, function: str, text: str) -> float | None:
         """Return the instant since the epoch, or the span, that a literal names; None when it is malformed."""
@@ -195,7 +209,7 @@ class Language:
         return float(value // _MICROSECOND) if isinstance(value, timedelta) else None
 
 
-class _Reader:
+class Reader:
     """Walks one checked tree. A part that cannot be lowered leaves its fault and reads as false."""
 
     def __init__(self, language: Language, text: str, checked: checked_pb2.CheckedExpr) -> None:
@@ -207,14 +221,18 @@ class _Reader:
         self._offsets = checked.source_info.positions
 
     def condition(self, expr: syntax_pb2.Expr) -> Condition:
+        """Return the condition that a part of the tree states."""
         return self._collect(self._condition, expr)
 
     def _collect(self, read: Callable[..., Condition], *arguments: object) -> Condition:
         try:
             return read(*arguments)
         except RefusedError as refusal:
-            self.faults.extend(fault for fault in refusal.faults if fault not in self.faults)
+            self._note(refusal)
             return False
+
+    def _note(self, refusal: RefusedError) -> None:
+        self.faults.extend(fault for fault in refusal.faults if fault not in self.faults)
 
     def _condition(self, expr: syntax_pb2.Expr) -> Condition:
         if expr.const_expr.WhichOneof("constant_kind") == "bool_value":
@@ -367,11 +385,11 @@ class _Reader:
             raise self._refusal(expr, "texts cannot be added")
         return term
 
-    def _fact(self, expr: syntax_pb2.Expr) -> Fact:
+    def _fact(self, expr: syntax_pb2.Expr, wanted: Wanted = RULE) -> Fact:
         select = expr.select_expr
         fact = self._facts.get(f"{select.operand.ident_expr.name.removeprefix('.')}.{select.field}")
         if fact is None:
-            raise self._unsupported(expr)
+            raise self._unsupported(expr, wanted)
         return fact
 
     def _only_known(self, expr: syntax_pb2.Expr, fact: Fact) -> RefusedError:
@@ -379,12 +397,15 @@ class _Reader:
             return self._refusal(expr, f"a set is asked for its values: {next(iter(fact.codes))!r} in {fact.name}")
         return self._refusal(expr, f"of a vector a rule asks only whether it is known: has({fact.name})")
 
-    def _unsupported(self, expr: syntax_pb2.Expr) -> RefusedError:
+    def _unsupported(self, expr: syntax_pb2.Expr, wanted: Wanted = RULE) -> RefusedError:
         what = spelling(expr.call_expr.function) or _WORDS.get(str(expr.WhichOneof("expr_kind")), "this")
-        return self._refusal(expr, f"{what} cannot be used here; {SUPPORTED}")
+        return self._refusal(expr, f"{what} cannot be used here; {wanted.supported}")
 
     def _refusal(self, expr: syntax_pb2.Expr, fault: str) -> RefusedError:
-        return RefusedError([f"{position(self._text, self._offsets[expr.id])}: {fault}"])
+        return RefusedError([f"{self._position(expr)}: {fault}"])
+
+    def _position(self, expr: syntax_pb2.Expr) -> str:
+        return position(self._text, self._offsets[expr.id])
 
 
 def _is_textual(side: _Sum) -> bool:

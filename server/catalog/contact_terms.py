@@ -15,15 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from server.catalog.catalog import Bytes, Rows
+from server.catalog.catalog import Amounts, Bytes, Rows
 from tsugi.v1 import catalog_pb2
 
 CAP, COOL_OFF, SUPPRESSION, STRICT_CAP = 0, 1, 2, 3
 CAPS: Final = (CAP, STRICT_CAP)
 # Of compositions: so often in a request, so often in each placement of it, not before another action opened it.
 REQUEST_LIMIT, PLACEMENT_LIMIT, COMPANION = 4, 5, 6
+BUDGET: Final = 7  # of all people together
 ANY_CHANNEL: Final = -1
-UNLIMITED: Final = 1 << 30  # what a target may be spoken of that is held by no cap
+UNLIMITED: Final = 1 << 62  # what a target may be spoken of that is held by no cap
+
+
+Naming = catalog_pb2.Composition | catalog_pb2.Requires | catalog_pb2.Budget | catalog_pb2.ActionVariation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Named:
     groups: frozenset[str]
 
     @classmethod
-    def by(cls, message: catalog_pb2.Composition | catalog_pb2.Requires) -> Named:
+    def by(cls, message: Naming) -> Named:
         """Return whom a message means."""
         return cls(frozenset(message.actions), frozenset(message.groups))
 
@@ -77,15 +81,16 @@ class Named:
 class TargetColumns:
     """What the gate reads: t targets, and which of them an action has on which channel."""
 
-    kinds: Bytes  # uint8[t]: CAP, COOL_OFF, SUPPRESSION, STRICT_CAP, REQUEST_LIMIT, PLACEMENT_LIMIT or COMPANION
-    limits: Rows  # int32[t]: how often it may be spoken of, before any hold
+    kinds: Bytes  # uint8[t]: CAP, COOL_OFF, SUPPRESSION, STRICT_CAP, REQUEST_LIMIT, PLACEMENT_LIMIT, COMPANION, BUDGET
+    limits: Amounts  # int64[t]: how often it may be spoken of, or how much that may cost, before any hold
     rules: Rows  # int32[t]: of SUPPRESSION the rule that suppresses it; -1: none
     starts: Rows  # int32[n + 1]: the targets of action row r are entries starts[r]..starts[r + 1]
     entries: Rows  # int32[e, 2]: target (~target: a COMPANION that it opens), and the channel row or ANY_CHANNEL
+    amounts: Amounts  # int64[e]: what saying the action once takes of the target: 1, or micros of a money budget
 
-    def columns(self) -> tuple[Bytes, Rows, Rows, Rows, Rows]:
+    def columns(self) -> tuple[Bytes, Amounts, Rows, Rows, Rows, Amounts]:
         """Return the arrays in the order kernels take them."""
-        return self.kinds, self.limits, self.rules, self.starts, self.entries
+        return self.kinds, self.limits, self.rules, self.starts, self.entries, self.amounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +102,18 @@ class ContactTerms:
     targets: TargetColumns
     target_rows: dict[int, int]  # target key → row
     target_keys: tuple[int, ...]  # by row
-    target_policies: tuple[int, ...]  # by row: the policy's place; -1: of a composition
-    target_names: tuple[str, ...]  # by row: policy or composition, and where it counts by member that too
+    target_policies: tuple[int, ...]  # by row: the policy's place; -1: of a composition or budget
+    target_names: tuple[str, ...]  # by row: policy, composition or budget, and where it counts by member that too
 
     @property
     def strict(self) -> bool:
         """Whether any cap is strict."""
         return any(each.kind == STRICT_CAP for each in self.policies)
 
-    def all_strict(self) -> list[tuple[int, int]]:
-        """Return a hold of every target of a strict cap."""
-        return [(target, UNLIMITED) for target, kind in enumerate(self.targets.kinds.tolist()) if kind == STRICT_CAP]
+    def all_claimed(self) -> list[tuple[int, int]]:
+        """Return a hold of every target that the log has to agree to: of strict caps and of budgets."""
+        kinds = self.targets.kinds.tolist()
+        return [(target, UNLIMITED) for target, kind in enumerate(kinds) if kind in {STRICT_CAP, BUDGET}]
 
     def strict_targets(self, row: int, channel: int) -> list[int]:
         """Return the targets of strict caps that an action has on a channel."""

@@ -73,17 +73,17 @@ class _Atom(NamedTuple):
     constant: float
 
 
-class _Program(NamedTuple):
+class RuleProgram(NamedTuple):
     """A rule before its atoms have places: postfix steps, and the stack they need."""
 
     steps: tuple[_Atom | int, ...]
     stack: int = 1
 
 
-_TRUE: Final = _Program((TRUE,))
-_FALSE: Final = _Program((FALSE,))
+ALWAYS: Final = RuleProgram((TRUE,))
+NEVER: Final = RuleProgram((FALSE,))
 # Always this one object, because NaN equals nothing but itself.
-_UNKNOWN: Final = _Program((_Atom(NOW_FACT, -1, EQUAL, math.nan),))
+NEVER_KNOWN: Final = RuleProgram((_Atom(NOW_FACT, -1, EQUAL, math.nan),))
 
 
 def _frozen(rules: Rules) -> Rules:
@@ -144,7 +144,7 @@ class RuleCompiler:
         Cost: 0.1 to 2 ms the first time a text is seen, after that some 2 µs a comparison.
         """
         try:
-            return self._place(self._bind(self._condition(text), action_values))
+            return self.place(self.bind(self._condition(text), action_values))
         except RefusedError as refusal:
             violations.extend(Violation(path, fault) for fault in refusal.faults)
             return NO_RULE
@@ -164,21 +164,39 @@ class RuleCompiler:
             )
         )
 
-    def _condition(self, text: str) -> Condition:
-        condition = self._conditions.get(text)
-        if condition is None:
-            if len(self._conditions) == RULES_MAX:
-                raise RefusedError([f"a catalog holds at most {RULES_MAX} distinct rules"])
-            try:
-                condition = self._language.read(text)
-            except RefusedError as refusal:
-                condition = refusal.faults
-            self._conditions[text] = condition
-        if isinstance(condition, list):
-            raise RefusedError(condition)
-        return condition
+    def bind(self, condition: Condition, values: Mapping[str, Value] | None) -> RuleProgram:
+        """Fill in an action's facts and fold what has become constant: ALWAYS and NEVER met, or NEVER_KNOWN.
 
-    def _place(self, program: _Program) -> int:
+        Raises:
+            RefusedError: it reads facts of an action and is of none, or is too long once lowered.
+        """
+        match condition:
+            case bool():
+                return ALWAYS if condition else NEVER
+            case Comparison():
+                return _compare(condition, values)
+            case Known():
+                return _known(condition, values)
+            case Negation(inner):
+                return _negate(self.bind(inner, values))
+            case Join(step, parts):
+                return _join(step, (self.bind(part, values) for part in parts))
+            case Choice(asked, met, unmet):
+                verdict = self.bind(asked, values)
+                return _join(
+                    OR,
+                    (
+                        _join(AND, (verdict, self.bind(met, values))),
+                        _join(AND, (_negate(verdict), self.bind(unmet, values))),
+                    ),
+                )
+
+    def place(self, program: RuleProgram) -> int:
+        """Keep a rule, and return its row, which equal rules share.
+
+        Raises:
+            RefusedError: the rule, or all rules of the catalog together, would be too many steps or comparisons.
+        """
         assert program.stack <= RULE_STACK_MAX, "heavier operands come first, so the stack grows with log2(steps)"
         atoms = {step for step in program.steps if isinstance(step, _Atom)}
         if len(atoms) > RULE_ATOMS_MAX:
@@ -194,49 +212,40 @@ class RuleCompiler:
             raise RefusedError([f"a catalog holds at most {RULES_MAX} distinct rules, each action's facts filled in"])
         return row
 
-    def _bind(self, condition: Condition, values: Mapping[str, Value] | None) -> _Program:
-        """Fill in an action's facts and fold what has become constant."""
-        match condition:
-            case bool():
-                return _TRUE if condition else _FALSE
-            case Comparison():
-                return _compare(condition, values)
-            case Known():
-                return _known(condition, values)
-            case Negation(inner):
-                return _negate(self._bind(inner, values))
-            case Join(step, parts):
-                return _join(step, (self._bind(part, values) for part in parts))
-            case Choice(asked, met, unmet):
-                verdict = self._bind(asked, values)
-                return _join(
-                    OR,
-                    (
-                        _join(AND, (verdict, self._bind(met, values))),
-                        _join(AND, (_negate(verdict), self._bind(unmet, values))),
-                    ),
-                )
+    def _condition(self, text: str) -> Condition:
+        condition = self._conditions.get(text)
+        if condition is None:
+            if len(self._conditions) == RULES_MAX:
+                raise RefusedError([f"a catalog holds at most {RULES_MAX} distinct rules"])
+            try:
+                condition = self._language.read(text)
+            except RefusedError as refusal:
+                condition = refusal.faults
+            self._conditions[text] = condition
+        if isinstance(condition, list):
+            raise RefusedError(condition)
+        return condition
 
 
-def _compare(comparison: Comparison, values: Mapping[str, Value] | None) -> _Program:
+def _compare(comparison: Comparison, values: Mapping[str, Value] | None) -> RuleProgram:
     constant = comparison.constant
     for sign, fact in comparison.action_facts:
-        constant += sign * _number(fact, comparison.coder, values)
+        constant += sign * own_number(fact, comparison.coder, values)
     if math.isnan(constant):
-        return _UNKNOWN
+        return NEVER_KNOWN
     if comparison.left is None:
-        return _TRUE if _HOLDS[comparison.operator](0.0, constant) else _FALSE
+        return ALWAYS if _HOLDS[comparison.operator](0.0, constant) else NEVER
     right = -1 if comparison.right is None else comparison.right
-    return _Program((_Atom(comparison.left, right, comparison.operator, constant),))
+    return RuleProgram((_Atom(comparison.left, right, comparison.operator, constant),))
 
 
-def _known(known: Known, values: Mapping[str, Value] | None) -> _Program:
+def _known(known: Known, values: Mapping[str, Value] | None) -> RuleProgram:
     if known.row is not None:
-        return _Program((_Atom(known.row, -1, KNOWN, 0.0),))
-    return _FALSE if math.isnan(_number(known.fact, None, values)) else _TRUE
+        return RuleProgram((_Atom(known.row, -1, KNOWN, 0.0),))
+    return NEVER if math.isnan(own_number(known.fact, None, values)) else ALWAYS
 
 
-def _number(fact: Fact, coder: Fact | None, values: Mapping[str, Value] | None) -> float:
+def own_number(fact: Fact, coder: Fact | None, values: Mapping[str, Value] | None) -> float:
     """Return an action's own fact; NaN when it does not state it. Texts get their code in the coder's words."""
     if values is None:
         raise RefusedError([f"{fact.name} cannot be read here; this rule is of no action"])
@@ -247,15 +256,15 @@ def _number(fact: Fact, coder: Fact | None, values: Mapping[str, Value] | None) 
     return code_of(coder, value.text_value)
 
 
-def _negate(program: _Program) -> _Program:
-    if program in (_TRUE, _FALSE):
-        return _FALSE if program == _TRUE else _TRUE
-    return _Program((*program.steps, NOT), program.stack)
+def _negate(program: RuleProgram) -> RuleProgram:
+    if program in (ALWAYS, NEVER):
+        return NEVER if program == ALWAYS else ALWAYS
+    return RuleProgram((*program.steps, NOT), program.stack)
 
 
-def _join(step: int, programs: Iterable[_Program]) -> _Program:
+def _join(step: int, programs: Iterable[RuleProgram]) -> RuleProgram:
     """Join by AND or OR; the part that needs more stack comes first, which keeps the stack at log2(steps)."""
-    settling, joined = (_FALSE, _TRUE) if step == AND else (_TRUE, _FALSE)
+    settling, joined = (NEVER, ALWAYS) if step == AND else (ALWAYS, NEVER)
     neutral = joined
     for program in programs:
         if settling in (joined, program):
@@ -268,5 +277,5 @@ def _join(step: int, programs: Iterable[_Program]) -> _Program:
             )
         else:
             first, second = (joined, program) if joined.stack >= program.stack else (program, joined)
-            joined = _Program((*first.steps, *second.steps, step), max(first.stack, second.stack + 1))
+            joined = RuleProgram((*first.steps, *second.steps, step), max(first.stack, second.stack + 1))
     return joined

@@ -1,6 +1,6 @@
-"""What is wrong with a rule, said so that its author can mend it.
+"""What is wrong with a rule or a value, said so that its author can mend it.
 
-Handed the CEL library's words and the rule's text, it gives single lines of ours: where, what, and what to write
+Handed the CEL library's words and the author's text, it gives single lines of ours: where, what, and what to write
 instead. Decides nothing.
 """
 
@@ -9,12 +9,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 FAULTS_MAX: Final = 16  # of one text; the rest follows from them more often than not
 SUPPORTED: Final = (
     "a rule compares facts, or the difference of two, with literals or with one another (== != < <= > >= in), "
     "asks has(fact), and joins that with && || ! and ?:"
+)
+VALUE_SUPPORTED: Final = (
+    "a value adds, subtracts, multiplies and divides numbers and amounts (+ - * /), and chooses between two by a rule "
+    "(? :)"
 )
 EXAMPLES: Final = {"timestamp": "timestamp('2026-03-01T00:00:00Z')", "duration": "duration('720h')"}
 
@@ -35,8 +39,22 @@ _TYPES: Final = {
 }
 
 
+class Wanted(NamedTuple):
+    """What a text is meant to be, in words."""
+
+    noun: str
+    supported: str  # what may be written in it
+    mistyped: str  # said of a text of another type
+
+
+RULE: Final = Wanted("rule", SUPPORTED, "a rule is true or false; compare this value with something")
+VALUE: Final = Wanted(
+    "value", VALUE_SUPPORTED, "a value is a number of currency units; by a condition choose between two with ? :"
+)
+
+
 class RefusedError(Exception):
-    """A rule cannot be lowered.
+    """A text cannot be lowered.
 
     Attributes:
         faults: why, one line each, at least one.
@@ -66,31 +84,36 @@ def spelling(function: str) -> str:
     return "? :" if function == "_?_:_" else function.strip("_@")
 
 
-def compile_faults(text: str, message: str, names: Collection[str], why_hidden: Callable[[str], str]) -> list[str]:
+def compile_faults(
+    text: str, message: str, names: Collection[str], why_hidden: Callable[[str], str], wanted: Wanted
+) -> list[str]:
     """Turn the library's message about a text that does not compile into our faults.
 
     Args:
-        text: the rule.
+        text: the rule or value.
         message: what the library raised, several lines.
-        names: every fact that the rule may read.
-        why_hidden: says of a name that is declared elsewhere why the rule may not read it, else nothing.
+        names: every fact that it may read.
+        why_hidden: says of a name that is declared elsewhere why it may not be read, else nothing.
+        wanted: what the text is meant to be.
     """
     if "recursion" in message:
         return ["nested too deeply; at most 32 levels"]
     faults = []
     for line, column, what in _ERROR.findall(message):
         offset = sum(len(each) for each in text.splitlines(keepends=True)[: int(line) - 1]) + int(column) - 1
-        faults.append(f"{position(text, offset)}: {_say(text, offset, what, names, why_hidden)}")
+        faults.append(f"{position(text, offset)}: {_say(text, offset, what, names, why_hidden, wanted)}")
         if what.startswith("Syntax error"):
             break  # what follows a syntax error is a guess
     return faults[:FAULTS_MAX] or ["not a CEL expression"]
 
 
-def _say(text: str, offset: int, what: str, names: Collection[str], why_hidden: Callable[[str], str]) -> str:
+def _say(
+    text: str, offset: int, what: str, names: Collection[str], why_hidden: Callable[[str], str], wanted: Wanted
+) -> str:
     if found := _FIELD.match(what) or _NAME.match(what):
         name = ".".join(reversed(found.groups()))[:128]
         if "." not in name and text[offset : offset + 1] == "(":
-            return f"there is no function {name}; {SUPPORTED}"
+            return f"there is no function {name}; {wanted.supported}"
         why = why_hidden(name)
         return f"{name} {why}" if why else f"{name} is not declared" + meant(name, names)
     if found := _OVERLOAD.match(what):
@@ -98,7 +121,7 @@ def _say(text: str, offset: int, what: str, names: Collection[str], why_hidden: 
     if found := _SYNTAX.match(what):
         word = " ".join(found[1].split())[:64]
         if word == "<EOF>":
-            return "the rule ends too early"
+            return f"the {wanted.noun} ends too early"
         hint = _WRITTEN.get(word.lower())
         return f"{word} is not understood here" + (f"; write {hint}" if hint else "")
     return " ".join(what.split())[:256]

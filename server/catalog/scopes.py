@@ -1,4 +1,4 @@
-"""What a rule may speak of: the roots of an eligibility rule, a segment and a window's filter, and their facts' types.
+"""What a rule may speak of: the roots of a rule, a segment, a filter of events and a value, and their facts' types.
 
 Handed declared facts, it gives those that a kind of rule may read, as the messages that CEL checks names and types
 against. What a rule may not read is known by name too, so that its author is told why.
@@ -49,12 +49,17 @@ class Scope:
 
 _ONLY_SEGMENTS: Final = "cannot be read here; a segment reads profile and now"
 _ONLY_FILTERS: Final = "cannot be read here; a filter reads the event's own properties"
+_ONLY_TRIGGERS: Final = "cannot be read here; the filter of a subscription reads event, profile and now"
 
 ELIGIBILITY: Final = Scope(
     (NOW, "profile", "context", "action"),
     {"event": "cannot be read here; a rule reads profile, context, action and now"},
 )
+VALUES: Final = Scope(
+    ELIGIBILITY.roots, {"event": "cannot be read here; a value reads profile, context, action and now"}
+)
 FILTER: Final = Scope(("event",), dict.fromkeys((NOW, "profile", "context", "action"), _ONLY_FILTERS))
+TRIGGER: Final = Scope((NOW, "profile", "event"), dict.fromkeys(("context", "action"), _ONLY_TRIGGERS))
 
 
 def segment_scope(segments: Iterable[str]) -> Scope:

@@ -11,6 +11,12 @@ import re
 from typing import Final
 
 from server.catalog.faults import DAY_US, Faults, instant_us
+from server.catalog.validation_comparisons import (
+    check_budgets,
+    check_experiments,
+    check_exploration_budget,
+    check_holdouts,
+)
 from server.catalog.validation_contacts import check_compositions, check_contact_policies
 from server.catalog.validation_profiles import check_attributes, check_profiles, check_purposes
 from server.errors import Violation
@@ -38,6 +44,9 @@ _LISTS: Final = {
     "action_groups": (0, 256),
     "contact_policies": (0, 64),
     "compositions": (0, 64),
+    "experiments": (0, 8),
+    "holdouts": (0, 8),
+    "budgets": (0, 32),
     "sources": (0, 64),
     "consent_purposes": (0, 64),
     "windows": (0, 128),
@@ -67,6 +76,9 @@ def check(catalog: catalog_pb2.Catalog) -> list[Violation]:
     _actions(catalog, faults)
     check_contact_policies(catalog, faults)
     check_compositions(catalog, faults)
+    check_experiments(catalog, _exploration, faults)
+    check_holdouts(catalog, faults)
+    check_budgets(catalog, faults)
     control = catalog.random_control
     faults.check(0.0 <= control.share <= 0.5, "random_control.share", f"0 to 0.5, got {control.share}")
     faults.check(len(control.salt.encode()) <= 64, "random_control.salt", "at most 64 bytes")
@@ -131,6 +143,7 @@ def _exploration(path: str, exploration: catalog_pb2.Exploration, faults: Faults
     if exploration.HasField("share_max"):
         faults.share(f"{path}.share_max", exploration.share_max)
     faults.share(f"{path}.probability_min", exploration.probability_min)
+    check_exploration_budget(path, exploration, faults)
     policy = exploration.WhichOneof("policy")
     if policy == "epsilon_greedy":
         faults.share(f"{path}.epsilon_greedy.epsilon", exploration.epsilon_greedy.epsilon)
@@ -156,6 +169,7 @@ def _actions(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             faults.refers(f"{path}.group", action.group, groups, "action group")
         if action.HasField("value_micros") and action.value_micros < 0:
             faults.add(f"{path}.value_micros", f"0 or more, got {action.value_micros}")
+        faults.check(not (action.HasField("value_micros") and action.value), f"{path}.value", "not beside value_micros")
         if action.HasField("lever") and not 0.0 <= action.lever <= 1_000.0:
             faults.add(f"{path}.lever", f"0 to 1000, got {action.lever}")
         has_both = action.HasField("valid_from_time") and action.HasField("valid_until_time")

@@ -47,11 +47,28 @@ def weigh(propensity: Floats, goal_weight: float, out: Doubles) -> None:
 
 
 @kernel
-def priorities(rows: Rows, worth: Doubles, weights: Doubles, channel: int, out: Doubles) -> None:
+def values(rows: Rows, worth: Doubles, programs: Rows, computed: Doubles, out: Doubles) -> None:
+    """Write what success with each candidate is worth: a constant, or what its expression came to.
+
+    Args:
+        rows: int32[m].
+        worth: float64[n, 2], value and lever.
+        programs: int32[n], the program that gives the value; -1: it is the constant.
+        computed: float64[v], what each program came to.
+        out: float64[m], written: currency units.
+    """
+    for i in range(rows.size):
+        row = rows[i]
+        out[i] = worth[row, 0] if programs[row] < 0 else computed[programs[row]]
+
+
+@kernel
+def priorities(rows: Rows, value: Doubles, worth: Doubles, weights: Doubles, channel: int, out: Doubles) -> None:
     """Multiply by value × lever × weight of each candidate; NaN where it has no treatment for the channel.
 
     Args:
         rows: int32[m].
+        value: float64[m], see values.
         worth: float64[n, 2], value and lever.
         weights: float64[n, channels].
         channel: the channel's row.
@@ -59,7 +76,7 @@ def priorities(rows: Rows, worth: Doubles, weights: Doubles, channel: int, out: 
     """
     for i in range(rows.size):
         row = rows[i]
-        out[i] = out[i] * worth[row, 0] * worth[row, 1] * weights[row, channel]
+        out[i] = out[i] * value[i] * worth[row, 1] * weights[row, channel]
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""What a decision takes for itself in the log, so that no two decisions at once pass a strict cap.
+"""What a decision takes for itself in the log, so that no two decisions at once pass a strict cap or a budget.
 
 A contact under a strict cap is a *claim*: the decision's record is about the target and the person, and the log accepts
 it only while fewer such records stand within the cap's span. Where the placement activates on impression the record is
@@ -12,12 +12,20 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from server.catalog.catalog import Catalog
-from server.storage.record import SUBJECTS_MAX, Claim
+from server.storage.record import SUBJECTS_MAX, Claim, Spend
 
 MAX: Final = SUBJECTS_MAX - 16  # that always fit, beside the identities a request may name
 
 _CONTACT: Final = b"tsugi.contact"
 _RESERVED: Final = b"tsugi.reserved"
+
+
+class Chosen(NamedTuple):
+    """What a decision chose for one slot."""
+
+    placement_row: int
+    row: int  # -1: nothing
+    forgone: float  # by how much the best open candidate's priority is above
 
 
 class Claimed(NamedTuple):
@@ -29,11 +37,19 @@ class Claimed(NamedTuple):
     confirming: tuple[tuple[bytes, ...], ...]  # one a slot: what the report of its impression is about
 
 
-def claim(slots: Iterable[tuple[int, int]], parts: Sequence[bytes], leader: bytes, catalog: Catalog) -> Claimed | None:
+class Spent(NamedTuple):
+    """What one decision spends."""
+
+    spends: tuple[Spend, ...]
+    keys: tuple[int, ...]  # of each spend the contact target to do without where the log refuses it
+    waits: bool  # for the log to agree
+
+
+def claim(slots: Iterable[Chosen], parts: Sequence[bytes], leader: bytes, catalog: Catalog) -> Claimed | None:
     """Return what a decision has to claim; None when it may go ahead.
 
     Args:
-        slots: of each slot the placement's row and the chosen action's, -1 for none.
+        slots: what was chosen for each slot.
         parts: keys of the person's identities; empty: nobody, who has nothing to claim.
         leader: the key that a contact is claimed under.
         catalog: the revision decided under.
@@ -47,7 +63,7 @@ def claim(slots: Iterable[tuple[int, int]], parts: Sequence[bytes], leader: byte
     claims: list[Claim] = []
     subjects: list[bytes] = []
     confirming: list[tuple[bytes, ...]] = []
-    for placement_row, row in slots:
+    for placement_row, row, _ in slots:
         placement = catalog.placements[placement_row]
         confirmed: list[bytes] = []
         for target in contacts.strict_targets(row, placement.channel_row) if row >= 0 else ():

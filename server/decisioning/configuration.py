@@ -1,8 +1,8 @@
 """What is in force and how it changes: catalogs, bundles and model roles.
 
 Every change is checked as a whole, its blob made durable first, and then one log record says it; the record is the
-change. Who writes with an etag is refused when somebody else wrote in between. Histories are chains of records: each
-change names the one before it, so listing and rolling back need nothing but the log.
+change. Who writes with an etag is refused when somebody else wrote in between. Listing and rolling back need nothing
+but the log: see ``history.py``.
 """
 
 from __future__ import annotations
@@ -11,41 +11,28 @@ import asyncio
 import errno
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
+from server.catalog.allotting import allot_all
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.decisioning.bundle_columns import bundle_columns
-from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, MODEL_HEAD, POLL_S, Live
-from server.errors import TsugiError, Violation, field_invalid, not_found
+from server.decisioning.history import KINDS, Change, Entry, base, before, entries, entry_at, holder
+from server.decisioning.live import CATALOG_HEAD, CHALLENGER_HEAD, MODEL_HEAD, POLL_S, ROLE_HEADS, Live
+from server.errors import TsugiError, Violation, not_found
 from server.registry.blobs import Blobs
 from server.registry.bundle import check_in_sandbox, parse
 from server.storage.committer import GroupCommitter
 from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, Receipt, refusal, settled
-from server.storage.record import NO_KEY, Draft, Record
+from server.storage.record import NO_KEY, Draft
 from server.tokens import TokenKey
 from tsugi.log.v1.bundle_pb2 import Bundle
-from tsugi.log.v1.record_pb2 import CatalogChange, ModelPushed, ModelRoleChange, RecordKind
+from tsugi.log.v1.record_pb2 import Allotment, CatalogChange, ModelPushed, ModelRoleChange
 from tsugi.v1.catalog_pb2 import Catalog as CatalogMessage
 from tsugi.v1.error_reason_pb2 import ErrorReason
-from tsugi.v1.model_pb2 import ModelRole
-
-Change = CatalogChange | ModelPushed | ModelRoleChange
-
-_MESSAGES: Final[dict[int, type[Change]]] = {
-    RecordKind.RECORD_KIND_CATALOG_CHANGE: CatalogChange,
-    RecordKind.RECORD_KIND_MODEL_PUSHED: ModelPushed,
-    RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE: ModelRoleChange,
-}
-_KINDS: Final = {
-    CATALOG_HEAD: RecordKind.RECORD_KIND_CATALOG_CHANGE,
-    MODEL_HEAD: RecordKind.RECORD_KIND_MODEL_PUSHED,
-    CHAMPION_HEAD: RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE,
-}
-
 
 SWAP_WAIT_S_MAX: Final = 2.0  # a worker takes what is new into use within a second, unless it cannot
 
@@ -65,18 +52,6 @@ class Changed(NamedTuple):
     etag: int
     lsn: int
     is_duplicate: bool
-
-
-class Entry(NamedTuple):
-    """One link of a history."""
-
-    record: Record
-    change: Change
-
-    @property
-    def sha256(self) -> bytes:
-        """What the change is about: a catalog or a bundle."""
-        return self.change.catalog_sha256 if isinstance(self.change, CatalogChange) else self.change.bundle_sha256
 
 
 class Configuration:
@@ -122,7 +97,13 @@ class Configuration:
         if wish.validate_only:
             return self._validated(write, write.payload)
         sha256 = await self._put(data)
-        return await self._append(write, lambda head: CatalogChange(catalog_sha256=sha256, previous_lsn=head))
+        message = CatalogMessage.FromString(data)
+        return await self._append(
+            write,
+            lambda head: CatalogChange(
+                catalog_sha256=sha256, previous_lsn=head, allotments=allot_all(message, self._allotments(head))
+            ),
+        )
 
     async def rollback_catalog(self, revision: bytes | None, wish: Wish) -> Changed:
         """Put an earlier catalog in force again: the named one, or the one before the present.
@@ -134,20 +115,25 @@ class Configuration:
         if (earlier := self._earlier(write)) is not None:
             return earlier
         if revision is None:
-            restored = self._before(CATALOG_HEAD)
+            restored = before(self._log, CATALOG_HEAD)
             if restored is None:
                 raise _no_previous("catalog")
         else:
             restored = next((entry for entry in self.history(CATALOG_HEAD) if entry.sha256 == revision), None)
             if restored is None:
                 raise not_found("catalog revision", revision.hex(), "revision")
-        await asyncio.to_thread(self._blobs.get, restored.sha256)  # what cannot be loaded must not be put in force
+        # What cannot be loaded must not be put in force.
+        message = CatalogMessage.FromString(await asyncio.to_thread(self._blobs.get, restored.sha256))
         if wish.validate_only:
             return self._validated(write, restored.sha256)
         return await self._append(
             write,
             lambda head: CatalogChange(
-                catalog_sha256=restored.sha256, previous_lsn=head, rollback=True, restored_lsn=restored.record.lsn
+                catalog_sha256=restored.sha256,
+                previous_lsn=head,
+                rollback=True,
+                restored_lsn=restored.record.lsn,
+                allotments=allot_all(message, self._allotments(head)),
             ),
         )
 
@@ -185,15 +171,20 @@ class Configuration:
                 size_bytes=len(data),
             ),
         )
-        return self._entry(changed.lsn), bundle, changed.is_duplicate
+        return entry_at(self._log, changed.lsn), bundle, changed.is_duplicate
 
-    async def assign_champion(self, sha256: bytes, wish: Wish) -> Changed:
-        """Give the role champion to a stored bundle, or to none when sha256 is empty.
+    async def assign_role(self, role: int, sha256: bytes, wish: Wish) -> Changed:
+        """Give a role to a stored bundle, or to none when sha256 is empty; other roles stay as they are.
+
+        Args:
+            role: one of ROLE_HEADS.
+            sha256: of the bundle.
+            wish: as of every write; a request id stands for one change of one role.
 
         Raises:
             TsugiError: RESOURCE_NOT_FOUND, BUNDLE_CONTRACT_MISMATCH, CATALOG_MISSING, and those of every write.
         """
-        write = _Write(b"assign_model_role", CHAMPION_HEAD, sha256, wish)
+        write = _Write(b"assign_model_role", ROLE_HEADS[role], sha256, wish)
         if (earlier := self._earlier(write)) is not None:
             return earlier
         if sha256 and self._pushed(sha256) is None:
@@ -202,23 +193,21 @@ class Configuration:
         if wish.validate_only:
             return self._validated(write, sha256)
         return await self._append(
-            write,
-            lambda head: ModelRoleChange(role=ModelRole.MODEL_ROLE_CHAMPION, bundle_sha256=sha256, previous_lsn=head),
+            write, lambda head: ModelRoleChange(role=role, bundle_sha256=sha256, previous_lsn=head)
         )
 
-    async def rollback_champion(self, wish: Wish) -> Changed:
-        """Give the role champion back to who had it before, or to none.
+    async def rollback_role(self, role: int, wish: Wish) -> Changed:
+        """Give a role back to who had it before, or to none; arguments as for assign_role.
 
         Raises:
             TsugiError: NO_PREVIOUS_REVISION, BUNDLE_CONTRACT_MISMATCH, and those of every write.
         """
-        write = _Write(b"rollback_model", CHAMPION_HEAD, b"", wish)
+        write = _Write(b"rollback_model", ROLE_HEADS[role], b"", wish)
         if (earlier := self._earlier(write)) is not None:
             return earlier
-        present = self._base(CHAMPION_HEAD)
-        if present is None:
+        if base(self._log, write.head) is None:
             raise _no_previous("model role")
-        restored = self._before(CHAMPION_HEAD)
+        restored = before(self._log, write.head)
         sha256 = restored.sha256 if restored is not None else b""
         await self._check_fit(sha256)
         if wish.validate_only:
@@ -227,11 +216,7 @@ class Configuration:
         return await self._append(
             write,
             lambda head: ModelRoleChange(
-                role=ModelRole.MODEL_ROLE_CHAMPION,
-                bundle_sha256=sha256,
-                previous_lsn=head,
-                rollback=True,
-                restored_lsn=restored_lsn,
+                role=role, bundle_sha256=sha256, previous_lsn=head, rollback=True, restored_lsn=restored_lsn
             ),
         )
 
@@ -241,14 +226,11 @@ class Configuration:
         Raises:
             TsugiError: FIELD_INVALID: from_lsn is no change of this history.
         """
-        lsn = self._log.head(head) if from_lsn is None else from_lsn
-        first = self._log.get(lsn) if from_lsn else None
-        if from_lsn is not None and (first is None or first.kind != _KINDS[head]):
-            raise field_invalid("page_token", "pass it exactly as received")
-        while lsn:
-            entry = self._entry(lsn)
-            yield entry
-            lsn = entry.change.previous_lsn
+        return entries(self._log, head, from_lsn)
+
+    def holders(self) -> dict[int, bytes]:
+        """Return of each role the sha256 of the bundle that has it; empty: nobody."""
+        return {role: holder(self._log, head) for role, head in ROLE_HEADS.items()}
 
     async def catalog_data(self, revision: bytes | None) -> tuple[bytes, bytes, int]:
         """Return a catalog revision's bytes and sha256, and the present etag; None: the one in force.
@@ -259,7 +241,7 @@ class Configuration:
         head = self.etag(CATALOG_HEAD)
         if not head:
             raise _catalog_missing()
-        sha256 = revision or self._entry(head).sha256
+        sha256 = revision or entry_at(self._log, head).sha256
         if all(entry.sha256 != sha256 for entry in self.history(CATALOG_HEAD)):
             raise not_found("catalog revision", sha256.hex(), "revision")
         return await asyncio.to_thread(self._blobs.get, sha256), sha256, head
@@ -268,8 +250,13 @@ class Configuration:
         """Return the LSN of the newest change of a history, 0 before the first."""
         return self._log.head(head)
 
+    def _allotments(self, head: int) -> Iterable[Allotment]:
+        """Return who is in which branch of which experiment by a catalog change; nobody before the first."""
+        record = self._log.get(head) if head else None
+        return CatalogChange.FromString(record.payload).allotments if record is not None else ()
+
     def _check_catalog(self, data: bytes) -> None:
-        """Compile a catalog to see that it can be, and that the champion still finds all it reads."""
+        """Compile a catalog to see that it can be, and that whoever has a model role still finds all it reads."""
         try:
             message = CatalogMessage.FromString(data)
         except DecodeError as error:
@@ -277,17 +264,26 @@ class Configuration:
                 ErrorReason.ERROR_REASON_REQUEST_MALFORMED, "the bytes are not a serialised tsugi.v1.Catalog"
             ) from error
         catalog = compile_catalog(message, data)
-        champion_lsn = self.etag(CHAMPION_HEAD)
-        sha256 = self._entry(champion_lsn).sha256 if champion_lsn else b""
-        if sha256:
-            try:
-                bundle_columns(parse(self._blobs.get(sha256)).manifest, catalog)
-            except TsugiError as error:
-                raise TsugiError(
-                    ErrorReason.ERROR_REASON_CATALOG_INVALID,
-                    f"the champion in force does not fit this catalog: {error.message}; assign another one first",
-                    violations=[Violation(f"champion.{v.path}", v.description) for v in error.violations],
-                ) from error
+        misfits: dict[str, TsugiError] = {}
+        for head in ROLE_HEADS.values():
+            if sha256 := holder(self._log, head):
+                try:
+                    bundle_columns(parse(self._blobs.get(sha256)).manifest, catalog)
+                except TsugiError as error:
+                    misfits[head.removeprefix("role/")] = error
+        if misfits:
+            told = (
+                f"the {role} in force does not fit this catalog: {error.message}" for role, error in misfits.items()
+            )
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_CATALOG_INVALID,
+                f"{'; '.join(told)}; assign another one first",
+                violations=[
+                    Violation(f"{role}.{v.path}", v.description)
+                    for role, error in misfits.items()
+                    for v in error.violations
+                ],
+            )
 
     async def _check_fit(self, sha256: bytes) -> None:
         catalog = await self._require_catalog()
@@ -299,7 +295,7 @@ class Configuration:
         """Return the catalog in force, as soon as this worker serves the newest one."""
         head = self.etag(CATALOG_HEAD)
         until = time.monotonic() + SWAP_WAIT_S_MAX
-        while head and ((live := self._current()) is None or live.catalog_lsn < head) and time.monotonic() < until:  # noqa: ASYNC110  # the watcher is a thread
+        while head and _catalog_lsn(self._current()) < head and time.monotonic() < until:  # noqa: ASYNC110  # the watcher is a thread
             await asyncio.sleep(POLL_S / 4)
         live = self._current()
         if live is None:
@@ -308,33 +304,7 @@ class Configuration:
 
     def _pushed(self, sha256: bytes) -> Entry | None:
         entry = self._log.find(_Write(b"push_model", MODEL_HEAD, sha256, Wish(sha256.hex())).key(self._token_key))
-        return self._entry(entry.lsn) if entry is not None else None
-
-    def _entry(self, lsn: int) -> Entry:
-        record = self._log.get(lsn)
-        assert record is not None, "a history names records"
-        return Entry(record, _MESSAGES[record.kind].FromString(record.payload))
-
-    def _base(self, head: str) -> Entry | None:
-        """Return the change whose content is in force: the newest one, or the one that it restored; None for none."""
-        lsn = self._log.head(head)
-        if not lsn:
-            return None
-        newest = self._entry(lsn)
-        assert isinstance(newest.change, CatalogChange | ModelRoleChange), "only these are rolled back"
-        if not newest.change.rollback:
-            return newest
-        return self._entry(newest.change.restored_lsn) if newest.change.restored_lsn else None
-
-    def _before(self, head: str) -> Entry | None:
-        """Return the change before the one whose content is in force."""
-        base = self._base(head)
-        if base is None or not base.change.previous_lsn:
-            return None
-        before = self._entry(base.change.previous_lsn)
-        assert isinstance(before.change, CatalogChange | ModelRoleChange), "only these are rolled back"
-        restored_lsn = before.change.restored_lsn
-        return self._entry(restored_lsn) if before.change.rollback and restored_lsn else before
+        return entry_at(self._log, entry.lsn) if entry is not None else None
 
     def _earlier(self, write: _Write) -> Changed | None:
         """Return the change that the same request made before, if it did."""
@@ -347,7 +317,10 @@ class Configuration:
 
     def _stands(self, receipt: Receipt) -> Changed:
         return Changed(
-            self._entry(receipt.lsn).sha256, receipt.lsn, receipt.lsn, is_duplicate=receipt.fate is Fate.DUPLICATE
+            entry_at(self._log, receipt.lsn).sha256,
+            receipt.lsn,
+            receipt.lsn,
+            is_duplicate=receipt.fate is Fate.DUPLICATE,
         )
 
     def _validated(self, write: _Write, sha256: bytes) -> Changed:
@@ -368,9 +341,9 @@ class Configuration:
         while True:
             head = self.etag(write.head)
             _check_etag(write.wish, head)
-            message = change(head)
+            message = await asyncio.to_thread(change, head)
             draft = Draft(
-                kind=_KINDS[write.head],
+                kind=KINDS[type(message)],
                 payload=message.SerializeToString(),
                 key=write.key(self._token_key),
                 payload_digest=write.digest(),
@@ -407,12 +380,19 @@ class _Write(NamedTuple):
         return token_key.record_key(self.method, b"", request_id) if request_id else NO_KEY
 
     def digest(self) -> bytes:
-        return hashlib.blake2b(self.payload, digest_size=16).digest()
+        # Roles share a method, and so its request ids. The champion's digests are as they were when no other role could
+        # be assigned, for they stand in logs; a challenger's never equals one of them.
+        apart = CHALLENGER_HEAD.encode() if self.head == CHALLENGER_HEAD else b""
+        return hashlib.blake2b(self.payload, digest_size=16, person=apart).digest()
 
 
 async def _sha256(data: bytes) -> bytes:
     """Hash away from the event loop: 64 MiB take a tenth of a second."""
     return (await asyncio.to_thread(hashlib.sha256, data)).digest()
+
+
+def _catalog_lsn(live: Live | None) -> int:
+    return live.heads.catalog_lsn if live is not None else 0
 
 
 def _check_etag(wish: Wish, head: int) -> None:

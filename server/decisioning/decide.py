@@ -10,24 +10,28 @@ champion 14 to 26, arbitration and exploration 6; alone 16, 47 and 17, entering 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import GREEDY, SOFTMAX, SQUARE_CB, THOMPSON, Bytes, Catalog, Doubles, Floats, Rows
-from server.decisioning import arbitration, candidacy, consent, contact_policy, eligibility, exploration, features
-from server.decisioning.models import NO_GOAL, Models
+from server.catalog.catalog import Amounts, Bytes, Catalog, Doubles, Floats, Mask, Rows
+from server.decisioning import candidacy, consent, contact_policy, eligibility, exploration, features, holdout, worth
+from server.decisioning.filling import (
+    EXPLORE,
+    NO_EXPLORATION,
+    RANDOM_CONTROL,
+    explores_by_thompson,
+    fill,
+    lay_out,
+    score,
+)
+from server.decisioning.models import NO_GOAL, Champion, Models, no_champion
 from server.kernel import kernel
-from tsugi.v1.decision_pb2 import ChoiceReason
 
-EXPLORE, RANDOM_CONTROL, NO_EXPLORATION = 0, 1, 2
+__all__ = ["EXPLORE", "NO_EXPLORATION", "RANDOM_CONTROL", "Decisions", "Questions", "Scratch", "decide", "fill_again"]
 
-_BEST = int(ChoiceReason.CHOICE_REASON_BEST)
-_EXPLORED = int(ChoiceReason.CHOICE_REASON_EXPLORED)
-_RANDOM_CONTROL = int(ChoiceReason.CHOICE_REASON_RANDOM_CONTROL)
-_NO_CANDIDATE = int(ChoiceReason.CHOICE_REASON_NO_CANDIDATE)
-_NO_CONSENT = int(ChoiceReason.CHOICE_REASON_NO_CONSENT)
+BUDGET_SPENT = 2  # mark of an ask, beside holdout.MARK: its budget for exploring is spent
 
 
 class Questions(NamedTuple):
@@ -35,11 +39,11 @@ class Questions(NamedTuple):
 
     facts: Doubles  # float64[b, m], see FactSpace; column NOW_FACT is now_us for all
     now_us: int
-    heads: Rows  # int32[b, 3]: number of asks; EXPLORE, RANDOM_CONTROL or NO_EXPLORATION; listing, -1: none
-    asks: Rows  # int32[a, 2]: the placement's catalog row, and the slots asked for, 1 or more
+    heads: Rows  # int32[b, 4]: number of asks; EXPLORE, RANDOM_CONTROL or NO_EXPLORATION; listing, -1: none; blend
+    asks: Rows  # int32[a, 3]: the placement's catalog row; the slots asked for, 1 or more; marks
     seeds: NDArray[np.uint64]  # uint64[b]
     listings: Bytes  # uint8[l, n], see candidacy.gate: what the callers who name actions say of each
-    holds: Rows  # int32[h, 3], by request: request, contact target, how often less that may be spoken of now
+    holds: Amounts  # int64[h, 3], by request: request, contact target, how much less that may be spoken of now
 
 
 class Decisions(NamedTuple):
@@ -53,19 +57,40 @@ class Decisions(NamedTuple):
     learned: Floats  # float32[b, d]: what the learners read
     starts: Rows  # int32[b + 1]
     rows: Rows  # int32[survivors], ascending within a request
-    ask_blocks: Rows  # int32[a + 1]
     prior_log_odds: Floats  # float32[asks × survivors]
     propensities: Floats  # the same shape; of the placement's first goal
-    other_blocks: Rows  # int32[a + 1]
     other_propensities: Floats  # of ask a's other goals, in their rows' order, one block each from other_blocks[a] on
-    priorities: Doubles  # the same shape, NaN where the action has no treatment for the placement's channel
     means: Floats  # posterior means of the reward, the same shape; empty when no ask explores by Thompson
     deviations: Floats  # their standard deviations
+    ask_blocks: Rows  # int32[a + 1]
+    other_blocks: Rows  # int32[a + 1]
+    priorities: Doubles  # as propensities, NaN where the action has no treatment for the placement's channel
     slot_blocks: NDArray[np.int64]  # int64[s + 1]
     slot_codes: Rows  # int32[s, 4]: ask; chosen survivor's index in its request, its catalog row; choice reason
-    slot_numbers: Doubles  # float64[s, 4]: selection probability, propensity, priority, prior log-odds of the chosen
+    slot_numbers: Doubles  # float64[s, 6], of the chosen: selection probability, propensity, priority, prior log-odds,
+    # value, and by how much the best open candidate's priority is above its own
     distributions: Doubles  # float64[slots × survivors]
     is_model_unavailable: bool  # the champion failed; base rates stood in
+
+
+class Scored(NamedTuple):
+    """What filling takes from scoring, see Decisions: the part of a decision that is an input of the rest."""
+
+    prior_log_odds: Floats
+    propensities: Floats
+    other_propensities: Floats
+    means: Floats
+    deviations: Floats
+
+
+class OtherSurvivorsError(Exception):
+    """What is handed in as scored is of other survivors than pass the gates."""
+
+    def __init__(self, reasons: Bytes, learned: Floats, rows: Rows) -> None:
+        super().__init__("other candidates pass the gates than were scored")
+        self.reasons = reasons
+        self.learned = learned
+        self.rows = rows
 
 
 class Scratch:
@@ -102,62 +127,119 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     b, n = questions.facts.shape[0], len(catalog.actions.names)
     champion = models.champion
     inputs = scratch.inputs(b * n, champion.template.shape[1])
-    targets = catalog.profiles.contacts.targets.columns()
-    reasons, consents, is_forbidden, left, learned, starts, rows = _gate_and_encode(
-        questions.facts,
-        questions.now_us,
-        questions.heads,
-        questions.asks,
-        questions.listings,
-        questions.holds,
-        catalog.placement_columns.codes,
-        catalog.placement_columns.consents,
-        catalog.actions.weights,
-        catalog.actions.valid_from_us,
-        catalog.actions.valid_until_us,
-        catalog.actions.rules,
-        *catalog.rules.columns(),
-        *targets,
-        *catalog.learned.columns(),
-        *champion.shared.columns(),
-        champion.shared_positions,
-        champion.template,
-        inputs,
-    )
+    gated = _gate_and_encode(*_gates(questions, catalog, champion, inputs))
+    reasons, verdicts, is_settled, left, computed, learned, starts, rows = gated
     prior, is_model_unavailable = champion.score(inputs[: rows.size])
     chosen = _score_and_fill(
-        questions.heads,
-        questions.asks,
-        questions.seeds,
-        consents,
-        is_forbidden,
-        left,
-        *targets[:2],
-        *targets[-2:],
-        starts,
-        rows,
         learned,
         prior,
         NO_GOAL if is_model_unavailable else champion.goal_row,  # then base rates are the prior of every goal
         catalog.goal_base_log_odds,
-        catalog.placement_columns.codes,
-        catalog.placement_columns.parameters,
-        catalog.placement_columns.goal_weights,
-        catalog.actions.worth,
-        catalog.actions.weights,
-        catalog.actions.hashes,
         models.correction_weights,
         models.correction_intercepts,
         models.posterior_rows,
         models.posterior_means,
         models.posterior_covariances,
         models.posterior_scales,
+        *_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows),
     )
     return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable)
 
 
+def fill_again(questions: Questions, catalog: Catalog, scored: Scored) -> Decisions:
+    """Decide again from recorded propensities: gates and filling, without any model.
+
+    Args:
+        questions: as they were.
+        catalog: the revision that was in force.
+        scored: as recorded.
+
+    Returns:
+        What was decided, to the last bit, by the build that decided it.
+
+    Raises:
+        OtherSurvivorsError: the sizes do not fit.
+    """
+    no_inputs = np.empty((questions.facts.shape[0] * len(catalog.actions.names), 0), np.float32)
+    gated = _gate_and_encode(*_gates(questions, catalog, no_champion(catalog), no_inputs))
+    reasons, verdicts, is_settled, left, computed, learned, starts, rows = gated
+    ask_blocks, other_blocks, _ = lay_out(
+        questions.heads, questions.asks, starts, catalog.placement_columns.goal_weights
+    )
+    size = int(ask_blocks[-1])
+    n_drawn = size if explores_by_thompson(questions.heads, questions.asks, catalog.blends.codes) else 0
+    if [column.size for column in scored] != [size, size, other_blocks[-1], n_drawn, n_drawn]:
+        raise OtherSurvivorsError(reasons, learned, rows)
+    chosen = fill(*(*_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows), *scored))
+    return Decisions(reasons, learned, starts, rows, *(*scored, *chosen), False)
+
+
+def _gates(questions: Questions, catalog: Catalog, champion: Champion, inputs: Floats) -> tuple[Any, ...]:
+    """Return what the gates read, in the order the kernel takes it."""
+    return (
+        questions.facts,
+        questions.now_us,
+        questions.heads,
+        questions.asks,
+        questions.listings,
+        questions.holds,
+        catalog.blends.codes,
+        catalog.placement_columns.consents,
+        catalog.actions.weights,
+        catalog.actions.valid_from_us,
+        catalog.actions.valid_until_us,
+        catalog.blends.rules,
+        *catalog.rules.columns(),
+        *catalog.values.columns(),
+        catalog.actions.value_programs,
+        *catalog.profiles.contacts.targets.columns(),
+        *catalog.learned.columns(),
+        *champion.shared.columns(),
+        champion.shared_positions,
+        champion.template,
+        inputs,
+    )
+
+
+def _filling(
+    questions: Questions,
+    catalog: Catalog,
+    verdicts: Bytes,
+    is_settled: Mask,
+    left: Amounts,
+    computed: Doubles,
+    starts: Rows,
+    rows: Rows,
+) -> tuple[Any, ...]:
+    """Return what filling reads beside scores, in the order the kernels take it."""
+    kinds, limits, _, target_starts, entries, amounts = catalog.profiles.contacts.targets.columns()
+    return (
+        questions.heads,
+        questions.asks,
+        questions.seeds,
+        verdicts,
+        is_settled,
+        left,
+        kinds,
+        limits,
+        target_starts,
+        entries,
+        amounts,
+        starts,
+        rows,
+        computed,
+        catalog.blends.codes,
+        catalog.blends.parameters,
+        catalog.placement_columns.goal_weights,
+        catalog.blends.worth,
+        catalog.actions.weights,
+        catalog.actions.hashes,
+        catalog.actions.value_programs,
+    )
+
+
 @kernel
-def _refuse(reasons: Bytes, passed: NDArray[np.bool_], new_reasons: Bytes) -> None:
+def _refuse(reasons: Bytes, passed: Mask, new_reasons: Bytes) -> None:
     """Name the refusals of one gate; the first gate to refuse names the reason."""
     for row in range(reasons.size):
         if not passed[row] and reasons[row] == 0:
@@ -171,7 +253,7 @@ def _gate_and_encode(
     heads: Rows,
     asks: Rows,
     listings: Bytes,
-    holds: Rows,
+    holds: Amounts,
     placement_codes: Rows,
     placement_consents: Rows,
     weights: Doubles,
@@ -184,11 +266,16 @@ def _gate_and_encode(
     constants: Doubles,
     steps: Rows,
     step_starts: Rows,
+    value_operators: Bytes,
+    value_operands: Doubles,
+    value_starts: Rows,
+    value_programs: Rows,
     target_kinds: Bytes,
-    target_limits: Rows,
+    target_limits: Amounts,
     target_rules: Rows,
     target_starts: Rows,
     target_entries: Rows,
+    target_amounts: Amounts,
     learned_sources: Rows,
     learned_kinds: Bytes,
     learned_parameters: Doubles,
@@ -198,41 +285,49 @@ def _gate_and_encode(
     shared_positions: Rows,
     template: Floats,
     inputs: Floats,
-) -> tuple[Bytes, Bytes, NDArray[np.bool_], Rows, Floats, Rows, Rows]:
+) -> tuple[Bytes, Bytes, Mask, Amounts, Doubles, Floats, Rows, Rows]:
     b, n = facts.shape[0], weights.shape[0]
     reasons = np.zeros((b, n), np.uint8)
     learned = np.empty((b, learned_sources.size), np.float32)
     shared = np.empty(shared_sources.size, np.float32)
+    computed = np.empty((b, value_starts.size - 1), np.float64)
     starts = np.zeros(b + 1, np.int32)
     rows = np.empty(b * n, np.int32)
     channels = np.empty(asks.shape[0], np.int32)
     positions = np.empty(asks.shape[0], np.int32)
     never_rules = np.empty(asks.shape[0], np.int32)
-    consents = np.empty(asks.shape[0], np.uint8)
-    is_forbidden = np.empty(asks.shape[0], np.bool_)
-    for ask in range(asks.shape[0]):
-        channels[ask] = placement_codes[asks[ask, 0], 0]
-        never_rules[ask] = placement_codes[asks[ask, 0], 4]
-        positions[ask] = placement_consents[asks[ask, 0]]
-    left_of = np.empty((b, target_limits.size), np.int32)
+    verdicts = np.empty(asks.shape[0], np.uint8)
+    is_settled = np.empty(asks.shape[0], np.bool_)
+    left_of = np.empty((b, target_limits.size), np.int64)
     nothing_named = np.empty(0, np.uint8)
     m, ask, first_hold = 0, 0, 0
     for q in range(b):
-        listing_row = heads[q, 2]
+        listing_row, blend = heads[q, 2], heads[q, 3]
         listing = listings[listing_row] if listing_row >= 0 else nothing_named
         own = slice(ask, ask + heads[q, 0])
+        for each in range(own.start, own.stop):
+            codes = placement_codes[blend, asks[each, 0]]
+            channels[each], never_rules[each] = codes[0], codes[4]
+            positions[each] = placement_consents[asks[each, 0]]
+            is_settled[each] = asks[each, 2] & BUDGET_SPENT != 0
         person, refused, may_say = facts[q], reasons[q], left_of[q]
         ask = own.stop
         _refuse(refused, *candidacy.gate(listing, channels[own], weights))
         _refuse(
             refused,
             *eligibility.gate(
-                person, now_us, valid_from_us, valid_until_us, action_rules,
+                person, now_us, valid_from_us, valid_until_us, action_rules[blend],
                 left, right, operators, constants, steps, step_starts,
             ),
         )  # fmt: skip
-        consents[own] = consent.verdicts(person, positions[own])
-        _refuse(refused, *consent.gate(consents[own], channels[own], weights))
+        worth.evaluate(
+            person, left, right, operators, constants, steps, step_starts,
+            value_operators, value_operands, value_starts, computed[q],
+        )  # fmt: skip
+        _refuse(refused, *worth.gate(value_programs, computed[q]))
+        verdicts[own] = consent.verdicts(person, positions[own])
+        holdout.verdicts(asks[own, 2], verdicts[own])
+        _refuse(refused, *consent.gate(verdicts[own], channels[own], weights))
         end_hold = first_hold
         while end_hold < holds.shape[0] and holds[end_hold, 0] == q:
             end_hold += 1
@@ -243,12 +338,13 @@ def _gate_and_encode(
         _refuse(
             refused,
             *contact_policy.gate(
-                consents[own], channels[own], weights, may_say, target_kinds, target_starts, target_entries
+                verdicts[own], channels[own], weights, may_say, target_kinds, target_starts, target_entries,
+                target_amounts,
             ),
-        )
+        )  # fmt: skip
         contact_policy.begin_request(target_kinds, may_say)
         exploration.forbidden(
-            person, never_rules[own], left, right, operators, constants, steps, step_starts, is_forbidden[own]
+            person, never_rules[own], left, right, operators, constants, steps, step_starts, is_settled[own]
         )
         features.encode(person, learned_sources, learned_kinds, learned_parameters, learned[q])
         features.encode(person, shared_sources, shared_kinds, shared_parameters, shared)
@@ -261,184 +357,52 @@ def _gate_and_encode(
                 rows[m] = row
                 m += 1
         starts[q + 1] = m
-    return reasons, consents, is_forbidden, left_of, learned, starts, rows[:m].copy()
+    return reasons, verdicts, is_settled, left_of, computed, learned, starts, rows[:m].copy()
 
 
 @kernel
 def _score_and_fill(
-    heads: Rows,
-    asks: Rows,
-    seeds: NDArray[np.uint64],
-    consents: Bytes,
-    is_forbidden: NDArray[np.bool_],
-    left: Rows,
-    target_kinds: Bytes,
-    target_limits: Rows,
-    target_starts: Rows,
-    target_entries: Rows,
-    starts: Rows,
-    rows: Rows,
     learned: Floats,
     prior: Floats,
     prior_goal: int,
     base_log_odds: Floats,
-    placement_codes: Rows,
-    placement_parameters: Doubles,
-    goal_weights: Doubles,
-    worth: Doubles,
-    weights: Doubles,
-    hashes: NDArray[np.uint64],
     correction_weights: Doubles,
     correction_intercepts: Doubles,
     posterior_rows: Rows,
     posterior_means: Doubles,
     posterior_covariances: Doubles,
     posterior_scales: Doubles,
-) -> tuple[Rows, Floats, Floats, Rows, Floats, Doubles, Floats, Floats, NDArray[np.int64], Rows, Doubles, Doubles]:
-    ask_blocks, other_blocks, slot_blocks = _lay_out(heads, asks, starts, goal_weights)
-    size, n_slots = ask_blocks[-1], slot_blocks.size - 1
-    explores_by_thompson = np.any(placement_codes[:, 2][asks[:, 0]] == THOMPSON)
-    prior_log_odds = np.empty(size, np.float32)
-    propensities = np.empty(size, np.float32)
-    other_propensities = np.empty(other_blocks[-1], np.float32)
-    priorities = np.zeros(size, np.float64)
-    means = np.zeros(size if explores_by_thompson else 0, np.float32)
-    deviations = np.zeros(size if explores_by_thompson else 0, np.float32)
-    distributions = np.zeros(slot_blocks[-1], np.float64)
-    slot_codes = np.empty((n_slots, 4), np.int32)
-    slot_numbers = np.zeros((n_slots, 4), np.float64)
-
-    first_ask, slot = 0, 0
-    for q in range(starts.size - 1):
-        mode, first_slot, may_say = heads[q, 1], slot, left[q]
-        survivors = rows[starts[q] : starts[q + 1]]
-        is_free, is_open = np.ones(survivors.size, np.bool_), np.empty(survivors.size, np.bool_)
-        for ask in range(first_ask, first_ask + heads[q, 0]):
-            placement = asks[ask, 0]
-            channel, goal, policy, n_draws, _ = placement_codes[placement]
-            parameter, share_max, probability_min = placement_parameters[placement]
-            if mode != EXPLORE or is_forbidden[ask]:
-                policy, parameter = GREEDY, 1.0 if mode == RANDOM_CONTROL else 0.0
-                share_max, probability_min = 1.0, 0.0
-            block = slice(ask_blocks[ask], ask_blocks[ask + 1])
-            log_odds, propensity, priority = prior_log_odds[block], propensities[block], priorities[block]
-            others = other_propensities[other_blocks[ask] : other_blocks[ask + 1]]
-            for each in range(goal_weights.shape[1]):
-                goal_weight = goal_weights[placement, each]
-                if goal_weight == 0.0:
-                    continue
-                odds, propensity_of = log_odds, propensity
-                if each != goal:
-                    odds, propensity_of = np.empty(survivors.size, np.float32), others[: survivors.size]
-                    others = others[survivors.size :]
-                if each == prior_goal:
-                    odds[:] = prior[starts[q] : starts[q + 1]]
-                else:
-                    odds[:] = base_log_odds[each]
-                arbitration.propensities(
-                    odds, survivors, learned[q], correction_weights[each], correction_intercepts[each], propensity_of
-                )
-                arbitration.weigh(propensity_of, goal_weight, priority)
-                if policy == THOMPSON:
-                    arbitration.posteriors(
-                        odds, survivors, learned[q], posterior_rows[each], posterior_means, posterior_covariances,
-                        posterior_scales[each], goal_weight, means[block], deviations[block],
-                    )  # fmt: skip
-            arbitration.priorities(survivors, worth, weights, channel, priority)
-            draws, kinds = np.empty((0, 0), np.float32), np.empty(0, np.uint64)
-            if policy == THOMPSON:
-                worths = worth[:, 0][survivors] * worth[:, 1][survivors] * weights[:, channel][survivors]
-                kinds = exploration.kinds_of(means[block], deviations[block], worths)
-                draws = np.empty((n_draws, survivors.size), np.float32)
-                exploration.posterior_draws(
-                    means[block], deviations[block], worths, hashes[survivors], seeds[q], draws
-                )  # fmt: skip
-            contact_policy.begin_placement(target_kinds, target_limits, may_say)
-            for _ in range(asks[ask, 1]):
-                is_allowed = consents[ask] == consent.ALLOWED
-                _write(slot_codes[slot], (ask, -1, -1, _NO_CANDIDATE if is_allowed else _NO_CONSENT))
-                if is_allowed and _open(
-                    is_free, priority, survivors, channel, may_say, target_starts, target_entries, is_open
-                ):
-                    distribution = distributions[slot_blocks[slot] : slot_blocks[slot + 1]]
-                    if policy == SQUARE_CB:
-                        exploration.inverse_gap(priority, is_open, parameter, distribution)
-                    elif policy == THOMPSON:
-                        exploration.win_shares(draws, kinds, is_open, parameter, distribution)
-                    elif policy == SOFTMAX:
-                        exploration.softmax(priority, is_open, parameter, distribution)
-                    else:
-                        exploration.share_best(priority, is_open, parameter, distribution)
-                    if share_max < 1.0:
-                        exploration.cap_share(priority, is_open, share_max, distribution)
-                    if probability_min > 0.0:
-                        exploration.raise_floor(is_open, probability_min, distribution)
-                    pick = exploration.draw(distribution, seeds[q], slot - first_slot)
-                    is_free[pick] = False
-                    contact_policy.take(survivors[pick], channel, may_say, target_starts, target_entries)
-                    choice_reason = _choice_reason(mode, priority, is_open, pick)
-                    _write(slot_codes[slot], (ask, pick, survivors[pick], choice_reason))
-                    _write(slot_numbers[slot], (distribution[pick], propensity[pick], priority[pick], log_odds[pick]))
-                slot += 1
-        first_ask += heads[q, 0]
-    return (
-        ask_blocks, prior_log_odds, propensities, other_blocks, other_propensities, priorities, means, deviations,
-        slot_blocks, slot_codes, slot_numbers, distributions,
-    )  # fmt: skip
-
-
-@kernel
-def _open(
-    is_free: NDArray[np.bool_],
-    priority: Doubles,
-    survivors: Rows,
-    channel: int,
-    left: Rows,
+    heads: Rows,
+    asks: Rows,
+    seeds: NDArray[np.uint64],
+    verdicts: Bytes,
+    is_settled: Mask,
+    left: Amounts,
+    target_kinds: Bytes,
+    target_limits: Amounts,
+    target_starts: Rows,
+    target_entries: Rows,
+    target_amounts: Amounts,
     starts: Rows,
-    entries: Rows,
-    is_open: NDArray[np.bool_],
-) -> bool:
-    """Mark who may fill a slot: not chosen yet, may be said on this channel now, goes with what was chosen; is any?"""
-    is_any = False
-    for i in range(survivors.size):
-        is_open[i] = is_free[i] and not np.isnan(priority[i])
-        if is_open[i] and left.size:
-            is_open[i] = contact_policy.refusing(survivors[i], channel, left, starts, entries) < 0
-        is_any |= is_open[i]
-    return is_any
-
-
-@kernel
-def _lay_out(heads: Rows, asks: Rows, starts: Rows, goal_weights: Doubles) -> tuple[Rows, Rows, NDArray[np.int64]]:
-    """Place the blocks of asks, of their goals after the first, and of slots: one entry a survivor of their request."""
-    ask_blocks = np.zeros(asks.shape[0] + 1, np.int32)
-    other_blocks = np.zeros(asks.shape[0] + 1, np.int32)
-    slot_blocks = np.zeros(asks[:, 1].sum() + 1, np.int64)
-    ask, slot = 0, 0
-    for q in range(starts.size - 1):
-        m = starts[q + 1] - starts[q]
-        for _ in range(heads[q, 0]):
-            n_others = np.count_nonzero(goal_weights[asks[ask, 0]]) - 1
-            ask_blocks[ask + 1] = ask_blocks[ask] + m
-            other_blocks[ask + 1] = other_blocks[ask] + m * n_others
-            for _ in range(asks[ask, 1]):
-                slot_blocks[slot + 1] = slot_blocks[slot] + m
-                slot += 1
-            ask += 1
-    return ask_blocks, other_blocks, slot_blocks
-
-
-@kernel
-def _write(row: Rows | Doubles, values: tuple[float, float, float, float]) -> None:
-    """Fill a row of four; a compiled function takes no tuple of mixed types for a slice."""
-    row[0], row[1], row[2], row[3] = values
-
-
-@kernel
-def _choice_reason(mode: int, priority: Doubles, is_open: NDArray[np.bool_], pick: int) -> int:
-    if mode == RANDOM_CONTROL:
-        return _RANDOM_CONTROL
-    for i in range(priority.size):
-        if is_open[i] and priority[i] > priority[pick]:
-            return _EXPLORED
-    return _BEST
+    rows: Rows,
+    computed: Doubles,
+    placement_codes: Rows,
+    placement_parameters: Doubles,
+    goal_weights: Doubles,
+    worth: Doubles,
+    weights: Doubles,
+    hashes: NDArray[np.uint64],
+    value_programs: Rows,
+) -> tuple[Floats, Floats, Floats, Floats, Floats, Rows, Rows, Doubles, NDArray[np.int64], Rows, Doubles, Doubles]:
+    """Score and fill in one call, because entering a kernel with so many arrays costs more than leaving one out."""
+    scored = score(
+        heads, asks, is_settled, starts, rows, learned, prior, prior_goal, base_log_odds, placement_codes, goal_weights,
+        correction_weights, correction_intercepts, posterior_rows, posterior_means, posterior_covariances,
+        posterior_scales,
+    )  # fmt: skip
+    filled = fill(
+        heads, asks, seeds, verdicts, is_settled, left, target_kinds, target_limits, target_starts, target_entries,
+        target_amounts, starts, rows, computed, placement_codes, placement_parameters, goal_weights, worth, weights,
+        hashes, value_programs, *scored,
+    )  # fmt: skip
+    return (*scored, *filled)

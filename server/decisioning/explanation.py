@@ -1,30 +1,46 @@
 """Why this, and why not that: one recorded decision in words, facts and factors.
 
-Handed a record and the catalog it was decided under, it gives every candidate's fate. It reads what was recorded and
-computes nothing again but which rule, consent or contact policy it was that refused; it changes nothing anywhere.
+Handed a record and the catalog it was decided under, it gives every candidate's fate. It takes recorded propensities
+and decides again what follows from them (recall.py), to tell which rule, consent, contact policy or choice stood in the
+way; it changes nothing anywhere.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
-from server.catalog.catalog import RULE_LAYERS, RULE_STACK_MAX, Bytes, Catalog, Doubles, Floats, Rows
-from server.catalog.contact_terms import CAPS, UNLIMITED
-from server.catalog.evaluation import YES, compare, evaluate
-from server.decisioning import contact_policy
+from server.catalog.catalog import (
+    CHOOSE,
+    FACT,
+    RULE_LAYERS,
+    RULE_STACK_MAX,
+    Amounts,
+    Bytes,
+    Catalog,
+    Doubles,
+    Floats,
+    Rows,
+)
+from server.catalog.evaluation import NO, YES, compare, evaluate
+from server.decisioning import contact_policy, worth
+from server.decisioning.decide import BUDGET_SPENT
+from server.decisioning.recall import recall, row_type_of
+from server.decisioning.variation import varied_exploration, varied_rule
 from tsugi.log.v1.record_pb2 import DecisionRecord, SlotRecord
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import RefusalReason
 from tsugi.v1.decision_service_pb2 import (
     CandidateExplanation,
+    Contribution,
     DecideRequest,
     Explanation,
     FactReading,
     GoalStanding,
+    PlacementExplanation,
     Standing,
 )
 
@@ -46,6 +62,7 @@ _CONTACT: Final[frozenset[int]] = frozenset(
         RefusalReason.REFUSAL_REASON_FREQUENCY_CAP,
         RefusalReason.REFUSAL_REASON_COOL_OFF,
         RefusalReason.REFUSAL_REASON_SUPPRESSED,
+        RefusalReason.REFUSAL_REASON_BUDGET_SPENT,
     }
 )
 _FIELDS: Final[dict[int, str]] = {
@@ -69,19 +86,27 @@ _IN_WORDS: Final[dict[int, str]] = {
     RefusalReason.REFUSAL_REASON_FREQUENCY_CAP: "they were said often enough",
     RefusalReason.REFUSAL_REASON_COOL_OFF: "this person is left in peace about them",
     RefusalReason.REFUSAL_REASON_SUPPRESSED: "something suppresses them",
+    RefusalReason.REFUSAL_REASON_VALUE_UNKNOWN: "what they are worth cannot be told",
+    RefusalReason.REFUSAL_REASON_HELD_OUT: "this person is told nothing here, to compare",
+    RefusalReason.REFUSAL_REASON_BUDGET_SPENT: "their budget is spent",
 }
 
 
-def explain(record: DecisionRecord, catalog: Catalog) -> Explanation:
+Contributing = Callable[[int, int, int], list[Contribution]]
+
+
+def explain(record: DecisionRecord, catalog: Catalog, contributing: Contributing | None = None) -> Explanation:
     """Explain one decision.
 
     Args:
         record: as the log keeps it.
         catalog: the revision it was decided under.
+        contributing: gives what each fact did to a candidate's propensity, for a placement asked for, the candidate's
+            place among the survivors and its row; None: nothing is told of that.
 
     Cost: some 50 µs a candidate.
     """
-    seen = _Seen(record, catalog)
+    seen = _Seen(record, catalog, contributing)
     chosen = [slot.row for slot in record.slots if slot.HasField("row")]
     best = seen.by_priority()
     explained = {*best[:EXPLAINED_MAX], *chosen}
@@ -92,49 +117,51 @@ def explain(record: DecisionRecord, catalog: Catalog) -> Explanation:
         for row in best
     ]
     candidates += [seen.refused(row) for row in np.flatnonzero(seen.reasons).tolist()]
-    return Explanation(sentence=_sentence(record, seen), candidates=candidates)
+    return Explanation(
+        sentence=_sentence(record, seen),
+        candidates=candidates,
+        placements=[seen.placement(ask) for ask in range(seen.channels.size)],
+    )
 
 
 class _Seen:
     """A record's columns, and what follows from them."""
 
-    def __init__(self, record: DecisionRecord, catalog: Catalog) -> None:
-        n = len(catalog.actions.names)
+    def __init__(self, record: DecisionRecord, catalog: Catalog, contributing: Contributing | None) -> None:
         self._record = record
         self._catalog = catalog
+        self._contributions = contributing
         self._request = DecideRequest.FromString(record.request)
-        self._facts: Doubles = np.frombuffer(record.facts, np.float64)
+        questions, self._again = recall(record, catalog)
+        self._facts: Doubles = questions.facts[0]
+        self._blend = int(questions.heads[0, 3])
+        self._marks: list[int] = questions.asks[:, 2].tolist()
         self.reasons: Bytes = np.frombuffer(record.refusal_reasons, np.uint8)
-        row_type = np.uint16 if n <= 1 << 16 else np.uint32
-        self.rows: Rows = np.frombuffer(record.rows, row_type).astype(np.int32)
-        self._row_type = row_type
+        self.rows: Rows = self._again.rows
+        self._row_type = row_type_of(catalog)
         shape = (len(self._request.placements), self.rows.size)
-        self._prior: Floats = np.frombuffer(record.prior_log_odds, np.float32).reshape(shape)
-        self.propensities: Floats = np.frombuffer(record.propensities, np.float32).reshape(shape)
+        self._prior: Floats = self._again.prior_log_odds.reshape(shape)
+        self.propensities: Floats = self._again.propensities.reshape(shape)
+        self.priorities: Doubles = self._again.priorities.reshape(shape)
         self._placements = [catalog.placement_rows[each.placement] for each in self._request.placements]
         self.channels = np.array([catalog.placements[row].channel_row for row in self._placements], np.int32)
-        self._worth = catalog.actions.worth[self.rows].prod(axis=1)
-        self._goals = self._by_goal(np.frombuffer(record.other_propensities, np.float32))
-        self.priorities = np.array(
-            [
-                sum(weight * each.astype(np.float64) for _, weight, each in self._goals[ask])
-                * self._worth * catalog.actions.weights[self.rows, channel]
-                for ask, channel in enumerate(self.channels)
-            ]
-        ).reshape(shape)  # fmt: skip
+        self._values = np.empty(len(catalog.values.columns()[-1]) - 1)
+        worth.evaluate(self._facts, *catalog.rules.columns(), *catalog.values.columns(), self._values)
+        self._goals = self._by_goal(self._again.other_propensities)
         self._index = {row: i for i, row in enumerate(self.rows.tolist())}
         self._messages = {action.name: action for action in catalog.message.actions}
         self._groups = {group.name: group for group in catalog.message.action_groups}
         self._atoms = compare(self._facts, *catalog.rules.columns()[:4])
         self._stack = np.empty(RULE_STACK_MAX, np.uint8)
-        self._left = self._contacts_left()
+        self._left = self._contacts_left(questions.holds)
+        self._closed_by = self._closings()
 
     def _by_goal(self, others: Floats) -> list[list[tuple[str, float, Floats]]]:
         """Return of each placement asked for its goals, the first in front: name, weight and propensities."""
         columns, goals = self._catalog.placement_columns, self._catalog.goals
         m, taken, found = self.rows.size, 0, []
         for ask, row in enumerate(self._placements):
-            weights, first = columns.goal_weights[row], int(columns.codes[row, 1])
+            weights, first = columns.goal_weights[row], self._catalog.placements[row].goal_row
             own = [(goals[first].name, float(weights[first]), self.propensities[ask])]
             for other in np.flatnonzero(weights).tolist():
                 if other != first:
@@ -142,6 +169,39 @@ class _Seen:
                     taken += m
             found.append(own)
         return found
+
+    def _closings(self) -> list[dict[int, str]]:
+        """Return of each slot the survivors that what was chosen before had closed, by row, and what closed them."""
+        contacts = self._catalog.profiles.contacts
+        kinds, limits, _, starts, entries, amounts = contacts.targets.columns()
+        left = self._left.copy()
+        contact_policy.begin_request(kinds, left)
+        closings, last_ask = [], -1
+        for slot in self._record.slots:
+            ask, channel = slot.placement_index, int(self.channels[slot.placement_index])
+            if ask != last_ask:
+                contact_policy.begin_placement(kinds, limits, left)
+                last_ask = ask
+            closed = {}
+            for row in self.rows.tolist():
+                target = contact_policy.refusing(row, channel, left, starts, entries, amounts)
+                if target >= 0:
+                    closed[row] = contacts.target_names[target]
+            closings.append(closed)
+            if slot.HasField("row"):
+                contact_policy.take(slot.row, channel, left, starts, entries, amounts)
+        return closings
+
+    def placement(self, ask: int) -> PlacementExplanation:
+        """Return what held for a placement asked for."""
+        told = PlacementExplanation(placement=self._request.placements[ask].placement)
+        never = int(self._catalog.blends.codes[self._blend, self._placements[ask], 4])
+        if self._marks[ask] & BUDGET_SPENT:
+            told.not_explored_by = "budget"
+        elif never >= 0 and self._verdict(never) != NO:
+            told.not_explored_by = varied_exploration(self._catalog.message, self._record, told.placement).never_on
+            told.facts.extend(self._read_by(never))
+        return told
 
     def by_priority(self) -> list[int]:
         """Return the rows of the survivors, the highest priority of any placement first."""
@@ -164,9 +224,9 @@ class _Seen:
                     placement=placement.placement,
                     prior_propensity=1.0 / (1.0 + np.exp(-prior)),
                     propensity=float(self.propensities[ask, i]),
-                    value=catalog.actions.values[row],
+                    value=self._value(row),
                     weight=weight,
-                    lever=float(catalog.actions.worth[row, 1]),
+                    lever=float(catalog.blends.worth[self._blend, row, 1]),
                     priority=float(self.priorities[ask, i]),
                     selection_probabilities=[
                         self._share(slot, row, i) for slot in self._record.slots if slot.placement_index == ask
@@ -175,9 +235,19 @@ class _Seen:
                         GoalStanding(goal=goal, propensity=float(propensities[i]), weight=goal_weight)
                         for goal, goal_weight, propensities in self._goals[ask]
                     ],
+                    closed_by=[
+                        self._closed_by[place].get(row, "")
+                        for place, slot in enumerate(self._record.slots)
+                        if slot.placement_index == ask
+                    ],
+                    contributions=[] if self._contributions is None else self._contributions(ask, i, row),
                 )
             )
         return standings
+
+    def _value(self, row: int) -> float:
+        program = int(self._catalog.actions.value_programs[row])
+        return float(self._catalog.actions.worth[row, 0] if program < 0 else self._values[program])
 
     def _share(self, slot: SlotRecord, row: int, i: int) -> float:
         """Return the chance a survivor had in a slot; 0 too where a cut distribution does not hold it."""
@@ -198,6 +268,11 @@ class _Seen:
             self._tell_consent(row, told)
         elif reason in _CONTACT:
             self._tell_contact(row, told)
+        elif reason == RefusalReason.REFUSAL_REASON_HELD_OUT:
+            told.refused_by = ", ".join(self._record.holdouts)
+        elif reason == RefusalReason.REFUSAL_REASON_VALUE_UNKNOWN:
+            told.refused_by = self._messages[name].value
+            told.facts.extend(self._valued_by(int(self._catalog.actions.value_programs[row])))
         else:
             told.refused_by = _FIELDS.get(reason, "")
             if reason == RefusalReason.REFUSAL_REASON_EXCLUDED and name not in self._request.excluded_actions:
@@ -210,9 +285,11 @@ class _Seen:
             self._groups.get(action.group, catalog_pb2.ActionGroup()),
             action,
         )
-        for column, rule in enumerate(self._catalog.actions.rules[row].tolist()):
+        for column, rule in enumerate(self._catalog.blends.rules[self._blend, row].tolist()):
             if rule >= 0 and self._verdict(rule) != YES:
-                told.refused_by = getattr(owners[column % 2], RULE_LAYERS[column // 2])
+                layer = RULE_LAYERS[column // 2]
+                varied = varied_rule(self._catalog.message, self._record, action, layer) if column % 2 else None
+                told.refused_by = getattr(owners[column % 2], layer) if varied is None else varied
                 told.facts.extend(self._read_by(rule))
                 return
 
@@ -231,7 +308,9 @@ class _Seen:
         for channel in self.channels:
             if not self._can_be_said(row, int(channel)):
                 continue
-            target = contact_policy.refusing(row, channel, self._left, targets.starts, targets.entries)
+            target = contact_policy.refusing(
+                row, int(channel), self._left, targets.starts, targets.entries, targets.amounts
+            )
             if target >= 0:
                 told.refused_by = contacts.target_names[target]
                 if targets.rules[target] >= 0:
@@ -241,14 +320,12 @@ class _Seen:
     def _can_be_said(self, row: int, channel: int) -> bool:
         return not np.isnan(self._catalog.actions.weights[row, channel])
 
-    def _contacts_left(self) -> Rows:
+    def _contacts_left(self, holds: Amounts) -> Amounts:
         """Return what could still be said of each contact target before the first slot."""
-        contacts = self._catalog.profiles.contacts
-        left = contacts.targets.limits.copy()
-        targets = [contacts.target_rows[key] for key in self._record.held_targets if key in contacts.target_rows]
-        held = [(target, 1 if contacts.targets.kinds[target] in CAPS else UNLIMITED) for target in targets]
-        contact_policy.hold(np.array(held, np.int32).reshape(len(held), 2), contacts.targets.kinds, left)
-        contact_policy.suppress(self._facts, contacts.targets.rules, *self._catalog.rules.columns(), left)
+        targets = self._catalog.profiles.contacts.targets
+        left = targets.limits.copy()
+        contact_policy.hold(holds[:, 1:], targets.kinds, left)
+        contact_policy.suppress(self._facts, targets.rules, *self._catalog.rules.columns(), left)
         return left
 
     def _verdict(self, rule: int) -> int:
@@ -261,6 +338,16 @@ class _Seen:
         atoms = [step for step in rules.steps[rules.starts[rule] : rules.starts[rule + 1]].tolist() if step >= 0]
         positions = (int(side[atom]) for atom in atoms for side in (rules.left, rules.right))
         return [self._reading(position) for position in dict.fromkeys(positions) if position > 0]
+
+    def _valued_by(self, program: int) -> list[FactReading]:
+        """Return the facts that a value expression reads, as they were."""
+        operators, operands, starts = self._catalog.values.columns()
+        steps = range(starts[program], starts[program + 1])
+        readings = [self._reading(int(operands[step])) for step in steps if operators[step] == FACT]
+        for step in steps:
+            if operators[step] == CHOOSE:
+                readings += self._read_by(int(operands[step]))
+        return list({reading.fact: reading for reading in readings}.values())
 
     def _reading(self, position: int) -> FactReading:
         fact = self._catalog.space.facts[position]

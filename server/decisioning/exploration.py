@@ -193,14 +193,13 @@ def forbidden(
         constants: see Rules.
         steps: see Rules.
         starts: see Rules.
-        out: bool[asks], written.
+        out: bool[asks], changed: made true where the rule holds.
 
     Cost: nothing without such rules; otherwise O(atoms) for each.
     """
     for ask in range(rules.size):
         rule = rules[ask]
-        out[ask] = False
-        if rule >= 0:
+        if rule >= 0 and not out[ask]:
             atoms = compare(facts, left, right, operators, constants)
             stack = np.empty(RULE_STACK_MAX, np.uint8)
             out[ask] = evaluate(atoms, steps[starts[rule] : starts[rule + 1]], stack) != NO

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from server.catalog.allotting import blend_of
 from server.catalog.catalog import NOW_FACT, Bytes, Catalog
 from server.catalog.contact_terms import CAPS, UNLIMITED
 from server.catalog.profile_terms import Instants
 from server.catalog.values import check_value
+from server.decisioning import holdout
 from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
-from server.decisioning.claims import Claimed
+from server.decisioning.claims import Claimed, Spent
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
 from server.decisioning.rejections import rejected_rows, silenced_targets
 from server.errors import field_invalid, limit_exceeded, not_found
@@ -41,15 +43,19 @@ class Asked:
         "arrived",
         "asks",
         "at_least_lsn",
+        "blend",
+        "budgets",
         "claimed",
         "decision_key",
         "degradations",
         "expires",
         "facts",
         "full",
+        "holdouts",
         "holds",
         "leader",
         "listing",
+        "marks",
         "mode",
         "n_slots",
         "parts",
@@ -58,6 +64,7 @@ class Asked:
         "raw",
         "request",
         "seed",
+        "spent",
         "stale_until",
         "state_lsn",
         "subjects",
@@ -86,21 +93,27 @@ class Asked:
         self.profile_key = b""
         self.subjects: tuple[bytes, ...] = ()
         self.mode = EXPLORE
+        self.blend = 0
         self.asks: list[tuple[int, int]] = []  # (placement row, slots)
+        self.marks: list[int] = []  # of each ask, see decide.Questions
+        self.holdouts: list[str] = []  # those the person is in that hold in some placement asked for
         self.n_slots = 0
         self.listing: Bytes | None = None
         self.facts: list[tuple[int, float]] = []  # (position, number) of the context
         self.holds: list[tuple[int, int]] = []  # contact targets that are held now, and how often each
         self.full: set[int] = set()  # keys of those that others took meanwhile
+        self.budgets: list[tuple[int, int]] = []  # contact targets of budgets near their end, and what is left of them
         self.parts: Sequence[bytes] = ()  # keys of the person's identities
         self.leader = b""  # the one of them that contacts are claimed under
         self.claimed: Claimed | None = None
+        self.spent: Spent | None = None
         self.seed = 0
         self.state_lsn = 0
 
     def explores_by(self, policy: int, catalog: Catalog) -> bool:
         """Say whether one of its placements explores by a policy."""
-        return any(catalog.placements[row].policy == policy for row, _ in self.asks)
+        codes = catalog.blends.codes[self.blend]
+        return any(codes[row, 2] == policy for row, _ in self.asks)
 
     def answer(self, reply: bytes) -> None:
         """Give the caller the reply, unless the caller has gone."""
@@ -139,13 +152,14 @@ class Batch:
         """Return the columns the core takes."""
         asked = self.asked
         listings: list[Bytes] = []
-        heads: list[tuple[int, int, int]] = []
-        asks: list[tuple[int, int]] = []
+        heads: list[tuple[int, int, int, int]] = []
+        asks: list[tuple[int, int, int]] = []
         holds: list[tuple[int, int, int]] = []
         for q, each in enumerate(asked):
             holds += [(q, *hold) for hold in each.holds]
-            heads.append((len(each.asks), each.mode, -1 if each.listing is None else len(listings)))
-            asks += each.asks
+            holds += [(q, target, UNLIMITED - left) for target, left in each.budgets]
+            heads.append((len(each.asks), each.mode, -1 if each.listing is None else len(listings), each.blend))
+            asks += [(*ask, mark) for ask, mark in zip(each.asks, each.marks, strict=True)]
             if each.listing is not None:
                 listings.append(each.listing)
         return Questions(
@@ -154,9 +168,16 @@ class Batch:
             heads=np.array(heads, np.int32),
             asks=np.array(asks, np.int32),
             seeds=np.array([each.seed for each in asked], np.uint64),
-            holds=np.array(holds, np.int32).reshape(len(holds), 3),
+            holds=np.array(holds, np.int64).reshape(len(holds), 3),
             listings=np.stack(listings) if listings else np.empty((0, len(self.catalog.actions.names)), np.uint8),
         )
+
+    def part(self, places: Sequence[int]) -> Batch:
+        """Return some of the gathered requests as a batch of their own."""
+        part = Batch(self.catalog, self.now_us, len(places))
+        part.asked = [self.asked[q] for q in places]
+        part.facts[:] = self.facts[places]
+        return part
 
     def discard(self) -> None:
         """Clear the row of a request that is not taken in."""
@@ -171,10 +192,11 @@ def gather_request(asked: Asked, batch: Batch) -> None:
             slots.
     """
     catalog, request = batch.catalog, asked.request
-    asked.asks = _asks(request, catalog)
+    asked.asks = asks_of(request, catalog)
+    asked.marks = [0] * len(asked.asks)
     asked.listing = None
     if request.candidate_actions or request.excluded_actions or request.outcomes:
-        asked.listing = _listing(request, catalog)
+        asked.listing = listing_of(request, catalog)
     asked.n_slots = sum([count for _, count in asked.asks])
     facts = batch.facts[len(batch.asked)]
     for name, value in request.context.items():
@@ -236,7 +258,7 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: froze
         asked.leader = stored.leader if stored is not None else keys[0] if keys else b""
     # By the identity that begins the profile: a stranger who becomes known by it stays on the same side.
     subject = stored.leader if stored is not None else keys[0] if keys else b""
-    asked.mode = RANDOM_CONTROL if is_random_control(catalog, subject) else EXPLORE
+    assign(asked, catalog, subject)
 
 
 def _in_force(held: Instants, catalog: Catalog, now_us: int) -> list[tuple[int, int]]:
@@ -250,21 +272,44 @@ def _in_force(held: Instants, catalog: Catalog, now_us: int) -> list[tuple[int, 
     return [(target, 1 if kinds[target] in CAPS else UNLIMITED) for target in targets]
 
 
-def is_random_control(catalog: Catalog, subject: bytes) -> bool:
-    """Say whether a person belongs to the random control; the same for ever, until share or salt change.
+def assign(asked: Asked, catalog: Catalog, subject: bytes) -> None:
+    """Say who is compared with whom: the random control, the holdouts and the blend of the experiments.
 
     Args:
-        catalog: states share and salt.
+        asked: the request; its mode, blend, marks and holdouts are set.
+        catalog: states shares and salts.
         subject: the key of the identity that begins the profile, or for a person not known yet of the first one
-            named; empty: nobody.
+            named; empty: nobody, who is compared with nobody.
+
+    Cost: some 1 µs for each of them.
     """
-    if not catalog.random_control_share or not subject:
+    control = catalog.random_control_share
+    is_control = _is_among(subject, control, catalog.random_control_salt, b"control")
+    asked.mode = RANDOM_CONTROL if is_control else EXPLORE
+    asked.blend = blend_of(catalog.experiments, subject) if catalog.experiments else 0
+    asked.holdouts = []
+    for held in catalog.holdouts:
+        if _is_among(subject, held.share, held.salt, b"holdout"):
+            shut = [i for i, (row, _) in enumerate(asked.asks) if row in held.placements]
+            asked.holdouts += [held.name] if shut else []
+            for i in shut:
+                asked.marks[i] |= holdout.MARK
+
+
+def _is_among(subject: bytes, share: float, salt: bytes, use: bytes) -> bool:
+    """Say whether a person is one of a share of all people; the same for ever, until share or salt change."""
+    if not share or not subject:
         return False
-    digest = hashlib.blake2b(subject, key=catalog.random_control_salt, digest_size=8, person=b"control").digest()
-    return int.from_bytes(digest, "little") < catalog.random_control_share * 2.0**64
+    digest = hashlib.blake2b(subject, key=salt, digest_size=8, person=use).digest()
+    return int.from_bytes(digest, "little") < share * 2.0**64
 
 
-def _asks(request: DecideRequest, catalog: Catalog) -> list[tuple[int, int]]:
+def asks_of(request: DecideRequest, catalog: Catalog) -> list[tuple[int, int]]:
+    """Return the row of each placement asked for, and how many slots of it.
+
+    Raises:
+        TsugiError: an unknown placement, one that stands twice, or too many slots.
+    """
     asks: list[tuple[int, int]] = []
     for i, placement in enumerate(request.placements):
         row = catalog.placement_rows.get(placement.placement)
@@ -279,7 +324,12 @@ def _asks(request: DecideRequest, catalog: Catalog) -> list[tuple[int, int]]:
     return asks
 
 
-def _listing(request: DecideRequest, catalog: Catalog) -> Bytes:
+def listing_of(request: DecideRequest, catalog: Catalog) -> Bytes:
+    """Return what a request that names actions says of each: uint8[n], see candidacy.gate.
+
+    Raises:
+        TsugiError: an unknown action.
+    """
     rows = catalog.actions.rows
     listing = np.full(len(rows), NOT_LISTED if request.candidate_actions else LISTED, np.uint8)
     for field, names, mark in (

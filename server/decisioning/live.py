@@ -1,8 +1,9 @@
-"""What is in force in this worker: one catalog, one champion, one set of learner arrays, swapped as one reference.
+"""What is in force in this worker: one catalog, its models and one set of learner arrays, swapped as one reference.
 
 A watcher thread looks at the log's heads and the learner's published file some fifty times a second, loads what is new
 away from the event loop, and hands the loop a finished set. A decision takes the reference once, so it can never mix
-two revisions; when something new cannot be loaded, the old set serves on and the log says why.
+two revisions; when something new cannot be loaded, the old set serves on and the log says why. Only a challenger is
+done without: it is there for a trial.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from server import telemetry
+from server.catalog.allotting import with_allotments
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.decisioning.bundle_columns import bundle_columns
@@ -35,26 +38,61 @@ from tsugi.v1.model_pb2 import ModelRevisionUse, ModelRole
 CATALOG_HEAD = "catalog"
 MODEL_HEAD = "model"
 CHAMPION_HEAD = "role/champion"
+CHALLENGER_HEAD = "role/challenger"
+ROLE_HEADS: Final[dict[int, str]] = {
+    ModelRole.MODEL_ROLE_CHAMPION: CHAMPION_HEAD,
+    ModelRole.MODEL_ROLE_CHALLENGER: CHALLENGER_HEAD,
+}
 POLL_S = 0.02
 
 _ARRAYS_DIGEST_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
-    """One consistent set, with the parts of replies and records that it determines, ready serialised."""
+class Heads(NamedTuple):
+    """The newest change of each history that says what serves; 0 before the first."""
 
-    catalog: Catalog
-    models: Models
     catalog_lsn: int
     champion_lsn: int
+    challenger_lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What decisions are scored with, and the parts of replies and records that it determines, ready serialised."""
+
+    models: Models  # models.champion is the prior, whichever role it has
     reply_bytes: bytes  # catalog_revision and model_revisions of a DecideResponse
     provenance_bytes: bytes  # provenance of a DecisionRecord, tag and length included
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One consistent set."""
+
+    catalog: Catalog
+    champion: Served
+    challenger: Served | None  # the same learner arrays over another prior; None: there is none that can be used
+    heads: Heads
 
     @property
     def lsn(self) -> int:
         """The newest configuration record this set includes."""
-        return max(self.catalog_lsn, self.champion_lsn)
+        return max(self.heads)
+
+    @property
+    def models(self) -> Models:
+        """The champion's."""
+        return self.champion.models
+
+    @property
+    def reply_bytes(self) -> bytes:
+        """The champion's."""
+        return self.champion.reply_bytes
+
+    @property
+    def provenance_bytes(self) -> bytes:
+        """The champion's."""
+        return self.champion.provenance_bytes
 
 
 def load_catalog(blobs: Blobs, sha256: bytes) -> Catalog:
@@ -68,15 +106,13 @@ def load_catalog(blobs: Blobs, sha256: bytes) -> Catalog:
 
 
 def load_champion(blobs: Blobs, sha256: bytes, catalog: Catalog) -> Champion:
-    """Load one stored bundle and resolve it against a catalog; empty sha256: no champion.
+    """Load one stored bundle, for whichever role, and resolve it against a catalog.
 
     Raises:
         BlobError: absent or altered.
         TsugiError: its features do not fit the catalog.
         ScoringError: onnxruntime refuses it.
     """
-    if not sha256:
-        return no_champion(catalog)
     bundle = parse(blobs.get(sha256))
     return make_champion(
         catalog, sha256, bundle.manifest.goal, bundle_columns(bundle.manifest, catalog), OnnxScorer(bundle)
@@ -119,7 +155,7 @@ class Watcher:
         self._arrays: LearnerArrays | None = None  # the last published ones that could be used
         self._arrays_sha256 = b""
         self._arrays_stamp: tuple[int, int] | None = None
-        self._failed: set[tuple[int, int]] = set()
+        self._failed: set[Heads] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
@@ -137,12 +173,11 @@ class Watcher:
 
     def poll(self) -> None:
         """Look once, and take into use whatever is new."""
-        # The champion first: what is pushed after it was read fits it, for PushCatalog sees to that.
-        champion_lsn = self._log.head(CHAMPION_HEAD)
-        heads = (self._log.head(CATALOG_HEAD), champion_lsn)
-        known = (self._live.catalog_lsn, self._live.champion_lsn) if self._live is not None else (0, 0)
-        if heads != known and heads[0] and heads not in self._failed:
-            self._swap_configuration(*heads)
+        heads = self._heads()
+        is_known = heads in self._failed or (self._live is not None and heads == self._live.heads)
+        # Twice the same: they stood so together, and a change older than the newest of them is not passed over.
+        if heads.catalog_lsn and not is_known and heads == self._heads():
+            self._swap_configuration(heads)
         if self._live is not None and (stamp := self._stamp()) not in {None, self._arrays_stamp}:
             self._arrays_stamp = stamp
             self._swap_arrays(self._live)
@@ -154,18 +189,20 @@ class Watcher:
             except Exception:  # a tailing loop: whatever it is, the old set must go on serving
                 structlog.get_logger().exception("watcher_failed")
 
-    def _swap_configuration(self, catalog_lsn: int, champion_lsn: int) -> None:
+    def _heads(self) -> Heads:
+        return Heads(*map(self._log.head, (CATALOG_HEAD, CHAMPION_HEAD, CHALLENGER_HEAD)))
+
+    def _swap_configuration(self, heads: Heads) -> None:
         try:
-            catalog = self._catalog_at(catalog_lsn)
-            champion = self._champion_at(champion_lsn, catalog)
+            catalog = self._catalog_at(heads.catalog_lsn)
+            champion = self._champion_at(heads.champion_lsn, catalog)
         except (BlobError, TsugiError, ScoringError) as error:
-            self._failed.add((catalog_lsn, champion_lsn))
-            structlog.get_logger().error(
-                "swap_refused", catalog_lsn=catalog_lsn, champion_lsn=champion_lsn, why=str(error)
-            )
+            self._failed.add(heads)
+            structlog.get_logger().error("swap_refused", **heads._asdict(), why=str(error))
             return
+        challenger = self._challenger_at(heads.challenger_lsn, catalog)
         models = align(catalog, champion, self._arrays, self._arrays_sha256)
-        self._take(catalog, models, catalog_lsn, champion_lsn)
+        self._take(catalog, models, challenger, heads)
         telemetry.SWAPS.labels("configuration").inc()
 
     def _swap_arrays(self, live: Live) -> None:
@@ -179,37 +216,69 @@ class Watcher:
             structlog.get_logger().error("arrays_refused", why=str(error))
             return
         self._arrays, self._arrays_sha256 = published
-        self._take(live.catalog, models, live.catalog_lsn, live.champion_lsn)
+        challenger = live.challenger.models.champion if live.challenger is not None else None
+        self._take(live.catalog, models, challenger, live.heads)
         telemetry.SWAPS.labels("arrays").inc()
 
     def _catalog_at(self, lsn: int) -> Catalog:
-        if self._live is not None and self._live.catalog_lsn == lsn:
+        if self._live is not None and self._live.heads.catalog_lsn == lsn:
             return self._live.catalog
         record = self._log.get(lsn)
         assert record is not None, "a head names a record"
-        sha256 = CatalogChange.FromString(record.payload).catalog_sha256
-        if self._live is not None and self._live.catalog.sha256 == sha256:
-            return self._live.catalog
-        return load_catalog(self._blobs, sha256)
+        change = CatalogChange.FromString(record.payload)
+        catalog = self._live.catalog if self._live is not None else None
+        if catalog is None or catalog.sha256 != change.catalog_sha256:
+            catalog = load_catalog(self._blobs, change.catalog_sha256)
+        return with_allotments(catalog, change.allotments)
 
     def _champion_at(self, lsn: int, catalog: Catalog) -> Champion:
-        if not lsn:
+        sha256 = self._holder_at(lsn)
+        if not sha256:
             return no_champion(catalog)
-        record = self._log.get(lsn)
-        assert record is not None, "a head names a record"
-        sha256 = ModelRoleChange.FromString(record.payload).bundle_sha256
-        live = self._live
-        if live is not None and live.catalog is catalog and live.models.champion.sha256 == sha256:
-            return live.models.champion
         try:
-            return load_champion(self._blobs, sha256, catalog)
+            return self._model(sha256, catalog)
         except TsugiError as error:
             # A push refuses this, but two writes may cross: base rates are safe, and every reply says what is missing.
             structlog.get_logger().error("champion_does_not_fit_catalog", why=error.message)
             return no_champion(catalog, is_unavailable=True)
 
-    def _take(self, catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: int) -> None:
-        self._live = make_live(catalog, models, catalog_lsn, champion_lsn, self._build)
+    def _challenger_at(self, lsn: int, catalog: Catalog) -> Champion | None:
+        sha256 = self._holder_at(lsn)
+        if not sha256:
+            return None
+        try:
+            return self._model(sha256, catalog)
+        except (BlobError, TsugiError, ScoringError) as error:
+            # What is only on trial must not hold up a catalog, a champion or the start of a worker.
+            structlog.get_logger().error("challenger_unavailable", challenger_lsn=lsn, why=str(error))
+            return None
+
+    def _holder_at(self, lsn: int) -> bytes:
+        """Return the sha256 of who has a role by its newest change; empty: nobody."""
+        if not lsn:
+            return b""
+        record = self._log.get(lsn)
+        assert record is not None, "a head names a record"
+        return ModelRoleChange.FromString(record.payload).bundle_sha256
+
+    def _model(self, sha256: bytes, catalog: Catalog) -> Champion:
+        """Load a bundle, unless it serves already, in this role or the other; raises as load_champion does."""
+        live = self._live
+        for served in (live.champion, live.challenger) if live is not None and live.catalog is catalog else ():
+            if served is not None and served.models.champion.sha256 == sha256:
+                return served.models.champion
+        return load_champion(self._blobs, sha256, catalog)
+
+    def _take(self, catalog: Catalog, models: Models, challenger: Champion | None, heads: Heads) -> None:
+        self._live = make_live(
+            catalog,
+            models,
+            heads.catalog_lsn,
+            heads.champion_lsn,
+            self._build,
+            challenger=challenger,
+            challenger_lsn=heads.challenger_lsn,
+        )
         self._on_swap(self._live)
 
     def _stamp(self) -> tuple[int, int] | None:
@@ -220,11 +289,45 @@ class Watcher:
         return status.st_mtime_ns, status.st_ino
 
 
-def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: int, build: str) -> Live:
-    """Put one set together and serialise what replies and records say of it."""
+def make_live(
+    catalog: Catalog,
+    models: Models,
+    catalog_lsn: int,
+    champion_lsn: int,
+    build: str,
+    *,
+    challenger: Champion | None = None,
+    challenger_lsn: int = 0,
+) -> Live:
+    """Put one set together and serialise what replies and records say of it.
+
+    Args:
+        catalog: the revision in force.
+        models: champion and learner arrays, aligned with it.
+        catalog_lsn: the change that put the catalog in force.
+        champion_lsn: the change that gave the champion its role; 0 for none.
+        build: name and version of the program.
+        challenger: made for the same catalog; it shares the arrays of models.
+        challenger_lsn: the change that gave it its role; 0 for none.
+    """
+    return Live(
+        catalog=catalog,
+        champion=_served(catalog, models, build),
+        challenger=(
+            _served(catalog, replace(models, champion=challenger), build, is_challenger=True)
+            if challenger is not None
+            else None
+        ),
+        heads=Heads(catalog_lsn, champion_lsn, challenger_lsn),
+    )
+
+
+def _served(catalog: Catalog, models: Models, build: str, *, is_challenger: bool = False) -> Served:
+    sha256 = models.champion.sha256
     provenance = Provenance(
         catalog_sha256=catalog.sha256,
-        champion_sha256=models.champion.sha256,
+        champion_sha256=b"" if is_challenger else sha256,
+        challenger_sha256=sha256 if is_challenger else b"",
         learner_epoch=models.learner_epoch,
         learned_lsn=models.learned_lsn,
         arrays_sha256=models.arrays_sha256,
@@ -232,11 +335,8 @@ def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: 
     )
     reply = DecideResponse(catalog_revision=catalog.revision, model_revisions=model_uses(provenance))
     # Concatenated messages merge, so a part serialised once can be appended to any record.
-    return Live(
-        catalog=catalog,
+    return Served(
         models=models,
-        catalog_lsn=catalog_lsn,
-        champion_lsn=champion_lsn,
         reply_bytes=reply.SerializeToString(),
         provenance_bytes=DecisionRecord(provenance=provenance).SerializeToString(),
     )
@@ -244,9 +344,14 @@ def make_live(catalog: Catalog, models: Models, catalog_lsn: int, champion_lsn: 
 
 def model_uses(provenance: Provenance) -> list[ModelRevisionUse]:
     """Return the models and learners that a decision was made with, as replies name them."""
-    uses = []
-    if provenance.champion_sha256:
-        uses.append(ModelRevisionUse(role=ModelRole.MODEL_ROLE_CHAMPION, revision=provenance.champion_sha256.hex()))
+    uses = [
+        ModelRevisionUse(role=role, revision=sha256.hex())
+        for role, sha256 in (
+            (ModelRole.MODEL_ROLE_CHAMPION, provenance.champion_sha256),
+            (ModelRole.MODEL_ROLE_CHALLENGER, provenance.challenger_sha256),
+        )
+        if sha256
+    ]
     if provenance.learner_epoch:
         uses.append(
             ModelRevisionUse(

@@ -125,7 +125,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     posterior_rows = np.zeros((n_goals, n), np.int32)
     means, covariances = [np.zeros((1, d + 1))], [np.eye(d + 1)[np.newaxis]]
     scales = np.ones(n_goals)
-    is_thompson = catalog.placement_columns.codes[:, 2] == THOMPSON
+    is_thompson = (catalog.blends.codes[:, :, 2] == THOMPSON).any(axis=0)
     thompson_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_thompson].any(axis=0)).tolist())
     for block in arrays.goals if arrays is not None else ():
         goal_row = catalog.goal_rows.get(block.goal)

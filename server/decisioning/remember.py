@@ -18,12 +18,13 @@ import numpy as np
 from server.catalog.catalog import THOMPSON, Catalog
 from server.catalog.contact_terms import UNLIMITED
 from server.decisioning import reply
-from server.decisioning.decide import RANDOM_CONTROL, Decisions
+from server.decisioning.claims import Chosen
+from server.decisioning.decide import BUDGET_SPENT, RANDOM_CONTROL, Decisions
 from server.decisioning.gather import Asked, Batch
-from server.decisioning.live import Live
+from server.decisioning.live import Served
 from server.tokens import TokenKey
 from server.wire import head
-from tsugi.log.v1.record_pb2 import DecisionRecord, SlotRecord
+from tsugi.log.v1.record_pb2 import BudgetReading, DecisionRecord, SlotRecord
 
 DISTRIBUTION_ROWS_MAX: Final = 256
 
@@ -43,13 +44,15 @@ class Views:
     Args:
         batch: what was asked.
         decisions: what was decided.
-        live: the set it was decided with.
+        catalog: the revision it was decided under.
+        served: what it was scored with.
     """
 
-    def __init__(self, batch: Batch, decisions: Decisions, live: Live) -> None:
+    def __init__(self, batch: Batch, decisions: Decisions, catalog: Catalog, served: Served) -> None:
         self._batch = batch
         self._decisions = decisions
-        self._live = live
+        self._catalog = catalog
+        self._served = served
         self._slot_codes: list[list[int]] = decisions.slot_codes.tolist()
         self._slot_numbers: list[list[float]] = decisions.slot_numbers.tolist()
         self._columns: _Columns | None = None  # made for the first record
@@ -63,7 +66,7 @@ class Views:
     def reply(self, q: int, token_key: TokenKey) -> bytes:
         """Return the serialised DecideResponse of request q, without LSN."""
         asked, (_, slot) = self._batch.asked[q], self._firsts[q]
-        catalog = self._live.catalog
+        catalog = self._catalog
         is_recorded = not asked.request.preview
         parts = [reply.decision_id(token_key.mint(asked.decision_key, asked.profile_key))] if is_recorded else []
         window_us = 0
@@ -72,7 +75,7 @@ class Views:
             window_us = max(window_us, catalog.goals[placement.goal_row].window_us)
             for position in range(count):
                 _, _, row, choice_reason = self._slot_codes[slot]
-                chance, propensity, priority, _ = self._slot_numbers[slot]
+                chance, propensity, priority, _, value, _ = self._slot_numbers[slot]
                 slot += 1
                 if row < 0:
                     parts.append(reply.empty_slot(placement.slot_bytes[position], choice_reason))
@@ -82,7 +85,7 @@ class Views:
                         placement.slot_bytes[position],
                         catalog.actions.slot_bytes[row][placement.channel_row],
                         propensity,
-                        catalog.actions.values[row],
+                        value,
                         priority,
                         chance,
                         choice_reason,
@@ -90,16 +93,21 @@ class Views:
                 )
         if asked.degradations:
             parts.append(reply.degradations(asked.degradations))
-        parts.append(self._live.reply_bytes)
+        parts.append(self._served.reply_bytes)
+        if asked.blend:
+            parts.append(catalog.blends.reply_bytes[asked.blend])
         if is_recorded:
             parts.append(reply.expire_time(self._batch.now_us + window_us))
         return b"".join(parts)
 
-    def chosen(self, q: int) -> list[tuple[int, int]]:
-        """Return of each slot of request q the placement's row and the chosen action's, -1 for none."""
+    def chosen(self, q: int) -> list[Chosen]:
+        """Return what was chosen for each slot of request q."""
         _, slot = self._firsts[q]
         placements = [row for row, count in self._batch.asked[q].asks for _ in range(count)]
-        return [(placement, self._slot_codes[slot + i][2]) for i, placement in enumerate(placements)]
+        return [
+            Chosen(placement, self._slot_codes[slot + i][2], self._slot_numbers[slot + i][5])
+            for i, placement in enumerate(placements)
+        ]
 
     def record(self, q: int, reply_bytes: bytes) -> bytes:
         """Return the serialised DecisionRecord of request q.
@@ -112,7 +120,7 @@ class Views:
             self._columns = _Columns(self._decisions, self._batch)
         columns = self._columns
         asked, (ask, slot) = self._batch.asked[q], self._firsts[q]
-        catalog = self._live.catalog
+        catalog = self._catalog
         plain = DecisionRecord(
             decision_key=asked.decision_key,
             profile_key=asked.profile_key,
@@ -125,9 +133,12 @@ class Views:
             reply=reply_bytes if asked.request.request_id else b"",
             held_targets=_held(asked, catalog),
             claimed_subjects=asked.claimed.subjects if asked.claimed is not None else (),
+            holdouts=asked.holdouts,
+            budgets=_budgets(asked, catalog),
+            exploration_spent=[i for i, mark in enumerate(asked.marks) if mark & BUDGET_SPENT],
         )
         first_slot = slot
-        parts = [plain.SerializeToString(), self._live.provenance_bytes]
+        parts = [plain.SerializeToString(), self._served.provenance_bytes, catalog.blends.record_bytes[asked.blend]]
         columns.splice(parts, q, ask, len(asked.asks), asked.explores_by(THOMPSON, catalog))
         for placement_index, (placement_row, count) in enumerate(asked.asks):
             placement = catalog.placements[placement_row]
@@ -137,7 +148,7 @@ class Views:
                     body = _EMPTY_SLOT.pack(0x08, placement_index, 0x10, position, 0x38, choice_reason)
                     parts += (head(_SLOTS, len(body)), body)
                 else:
-                    chance, _, _, prior = self._slot_numbers[slot]
+                    chance, _, _, prior, _, _ = self._slot_numbers[slot]
                     numbers = _SLOT.pack(
                         0x08, placement_index, 0x10, position, 0x21, chance, 0x38, choice_reason, 0x55, prior
                     )
@@ -159,6 +170,11 @@ def _held(asked: Asked, catalog: Catalog) -> list[int]:
     # All of a cap is held as often as it may be spoken of.
     times = [limits[target] if n == UNLIMITED > limits[target] else 1 for target, n in asked.holds]
     return [contacts.target_keys[target] for (target, _), n in zip(asked.holds, times, strict=True) for _ in range(n)]
+
+
+def _budgets(asked: Asked, catalog: Catalog) -> list[BudgetReading]:
+    keys = catalog.profiles.contacts.target_keys
+    return [BudgetReading(target=keys[target], left=left) for target, left in asked.budgets]
 
 
 class _Columns:

@@ -22,9 +22,10 @@ import structlog
 
 from server import telemetry
 from server.decisioning import claims, reply
+from server.decisioning.budgets import Budgets
 from server.decisioning.decide import NO_EXPLORATION, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
-from server.decisioning.live import Live
+from server.decisioning.live import Live, Served
 from server.decisioning.remember import Views
 from server.errors import TsugiError, limit_exceeded
 from server.profiles.erased import Erased
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
 
     queue_requests_max: int = 4_096
     deadline_ms_default: int = 250
+    n_workers: int = 1
 
 
 class DecisionService:
@@ -88,6 +90,7 @@ class DecisionService:
         self._waiting: list[Asked] = []
         self._scratch = Scratch()
         self._erased = Erased(log)
+        self._budgets = Budgets(log, settings.n_workers)
         self._request_s = 0.0  # what deciding one request took lately
 
     @property
@@ -180,15 +183,23 @@ class DecisionService:
     def _decide_together(self, queue: list[Asked], live: Live) -> None:
         try:
             batch = self._gather(queue, live)
-            if batch.asked:
-                self._answer(batch, live)
         except Exception as error:  # ours to survive: one poisoned request must not sink its neighbours
-            if len(queue) > 1:
-                for asked in queue:
-                    if not asked.waiter.done() and asked not in self._waiting:
-                        self._decide_together([asked], live)
-            else:
-                queue[0].refuse(error)
+            self._decide_alone(queue, live, error)
+            return
+        for part, served in _by_model(batch, live):
+            try:
+                self._answer(part, live, served)
+            except Exception as error:  # as above
+                self._decide_alone(part.asked, live, error)
+
+    def _decide_alone(self, queue: list[Asked], live: Live, error: Exception) -> None:
+        """Decide each of several requests, one of which failed, by itself; refuse one that is alone already."""
+        if len(queue) == 1:
+            queue[0].refuse(error)
+            return
+        for asked in list(queue):
+            if not asked.waiter.done() and asked not in self._waiting:
+                self._decide_together([asked], live)
 
     def _gather(self, queue: list[Asked], live: Live) -> Batch:
         """Read what the requests are about; those that are wrong, repeated or too early leave here."""
@@ -196,6 +207,7 @@ class DecisionService:
         batch = Batch(live.catalog, now_us, len(queue))
         is_recording = self._committer.accepting
         now = time.monotonic()
+        self._budgets.look(live.catalog, now_us)
         is_learner_stale = now_us - live.models.learned_time_us > LEARNER_STALE_US
         with self._store.read() as snapshot:
             state = read_applied(snapshot)
@@ -214,6 +226,7 @@ class DecisionService:
                         continue
                     gather_request(asked, batch)
                     gather_profile(asked, batch, snapshot, erased)
+                    self._budgets.constrain(asked, live.catalog)
                 except TsugiError as error:
                     asked.refuse(error)
                     batch.discard()
@@ -223,7 +236,7 @@ class DecisionService:
                         asked.refuse(refusal(LogUnavailableError()))
                         continue
                     asked.mode = NO_EXPLORATION
-                    asked.holds += live.catalog.profiles.contacts.all_strict()  # what cannot be claimed is not said
+                    asked.holds += live.catalog.profiles.contacts.all_claimed()  # what cannot be claimed is not said
                     asked.degradations.append(Degradation.DEGRADATION_EXPLORATION_OFF)
                     asked.degradations.append(Degradation.DEGRADATION_DECISION_NOT_RECORDED)
                 batch.add(asked, self._token_key.seed(asked.decision_key), state.lsn)
@@ -275,23 +288,26 @@ class DecisionService:
         assert record is not None, "the key index names a record"
         return _with_lsn(DecisionRecord.FromString(record.payload).reply, lsn, request)
 
-    def _answer(self, batch: Batch, live: Live) -> None:
+    def _answer(self, batch: Batch, live: Live, served: Served) -> None:
         """Decide and answer; the records follow when the replies are on their way."""
-        decisions = decide(batch.questions(), live.catalog, live.models, self._scratch)
+        decisions = decide(batch.questions(), live.catalog, served.models, self._scratch)
         if decisions.is_model_unavailable:
             for asked in batch.asked:
                 asked.degradations.append(Degradation.DEGRADATION_MODEL_UNAVAILABLE)
-        views = Views(batch, decisions, live)
+        views = Views(batch, decisions, live.catalog, served)
         # All of them before the first is answered: where one fails, all are decided again alone, and none twice.
         replies = [views.reply(q, self._token_key) for q in range(len(batch.asked))]
         for q, (asked, reply_bytes) in enumerate(zip(batch.asked, replies, strict=True)):
             if asked.request.preview:
                 asked.answer(reply_bytes)
                 continue
-            asked.claimed = claims.claim(views.chosen(q), asked.parts, asked.leader, live.catalog)
+            chosen = views.chosen(q)
+            asked.claimed = claims.claim(chosen, asked.parts, asked.leader, live.catalog)
             if asked.claimed is not None and not claims.fits(asked.claimed, len(asked.subjects)):
                 asked.refuse(limit_exceeded("placements", len(asked.claimed.subjects), claims.MAX, "strict contacts"))
                 continue
+            if Degradation.DEGRADATION_DECISION_NOT_RECORDED not in asked.degradations:
+                asked.spent = self._budgets.spend(asked, chosen, live.catalog)
             if not _waits_for_disk(asked):
                 asked.answer(reply_bytes)
         asyncio.get_running_loop().call_soon(self._remember, batch, views, replies)
@@ -305,41 +321,50 @@ class DecisionService:
             if asked.request.preview or Degradation.DEGRADATION_DECISION_NOT_RECORDED in asked.degradations:
                 continue
             try:
-                draft = Draft(
-                    kind=RecordKind.RECORD_KIND_DECISION,
-                    payload=views.record(q, reply_bytes),
-                    key=asked.decision_key,
-                    payload_digest=asked.payload_digest,
-                    subjects=asked.subjects + (asked.claimed.subjects if asked.claimed is not None else ()),
-                    claims=asked.claimed.claims if asked.claimed is not None else (),
-                )
+                draft = _draft(asked, views.record(q, reply_bytes))
             except Exception as error:  # a defect of ours; the other decisions of the batch are recorded all the same
                 structlog.get_logger().error("record_lost", exc_info=error)
                 asked.refuse(error)
+                self._budgets.settle(asked.spent.spends if asked.spent is not None else ())
                 continue
             if _waits_for_disk(asked):
                 self._answer_when_durable(asked, draft, reply_bytes)
+            elif draft.spends:
+                self._settle_when_durable(draft)
             else:
                 drafts.append(draft)
         if drafts:
             self._committer.offer(drafts)
         telemetry.DECISIONS.inc(len(batch.asked))
 
-    def _decide_without(self, asked: Asked, refused: int) -> None:
+    def _decide_without(self, asked: Asked, target: int) -> None:
         """Decide again without a target that others took meanwhile; each time there is one less to claim."""
-        assert asked.claimed is not None, "only what was claimed is refused"
-        asked.full.add(asked.claimed.targets[refused])
-        asked.claimed = None
+        asked.full.add(target)
+        asked.claimed = asked.spent = None
         if not self._queue:
             asyncio.get_running_loop().call_soon(self._flush)
         self._queue.append(asked)
 
+    def _settle_when_durable(self, draft: Draft) -> None:
+        """Queue a record that nobody waits for, and forget what it promised of budgets when it is on disk."""
+
+        def settle(commit: Receipts) -> None:
+            commit.exception()  # the committer has said it
+            self._budgets.settle(draft.spends)
+
+        self._committer.watch([draft]).add_done_callback(settle)
+
     def _answer_when_durable(self, asked: Asked, draft: Draft, reply_bytes: bytes) -> None:
         def answer(commit: Receipts) -> None:
+            self._budgets.settle(draft.spends)
             try:
                 receipt = settled(commit.result()[0])
                 if receipt.fate is Fate.CLAIM_REFUSED:
-                    self._decide_without(asked, receipt.lsn)
+                    assert asked.claimed is not None, "only what was claimed is refused"
+                    self._decide_without(asked, asked.claimed.targets[receipt.lsn])
+                elif receipt.fate is Fate.SPEND_REFUSED:
+                    assert asked.spent is not None, "only what is spent is refused"
+                    self._decide_without(asked, asked.spent.keys[receipt.lsn])
                 elif receipt.fate is Fate.DUPLICATE:  # a twin was faster: its decision is the one
                     asked.answer(self._recorded_reply(receipt.lsn, asked.request))
                 else:
@@ -352,9 +377,38 @@ class DecisionService:
         self._committer.submit([draft]).add_done_callback(answer)
 
 
+def _by_model(batch: Batch, live: Live) -> list[tuple[Batch, Served]]:
+    """Part the requests by whose output is their prior; those for a challenger that cannot be had get the champion."""
+    challenged = live.catalog.blends.challenged
+    theirs = [q for q, asked in enumerate(batch.asked) if challenged[asked.blend]]
+    if not theirs:
+        return [(batch, live.champion)] if batch.asked else []
+    if live.challenger is None:
+        for q in theirs:
+            batch.asked[q].degradations.append(Degradation.DEGRADATION_MODEL_UNAVAILABLE)
+        return [(batch, live.champion)]
+    others = [q for q in range(len(batch.asked)) if q not in theirs]
+    parts = [(batch.part(theirs), live.challenger)]
+    return [*parts, (batch.part(others), live.champion)] if others else parts
+
+
+def _draft(asked: Asked, payload: bytes) -> Draft:
+    """Return the log's draft of a decision."""
+    return Draft(
+        kind=RecordKind.RECORD_KIND_DECISION,
+        payload=payload,
+        key=asked.decision_key,
+        payload_digest=asked.payload_digest,
+        subjects=asked.subjects + (asked.claimed.subjects if asked.claimed is not None else ()),
+        claims=asked.claimed.claims if asked.claimed is not None else (),
+        spends=asked.spent.spends if asked.spent is not None else (),
+    )
+
+
 def _waits_for_disk(asked: Asked) -> bool:
-    """Say whether a decision is answered when its record is on disk: its caller asks for it, or a strict cap does."""
-    return asked.claimed is not None or asked.request.decision_ack == DecisionAck.DECISION_ACK_DURABLE
+    """Say whether a decision is answered when its record is on disk: caller, strict cap or budget asks for it."""
+    is_bound = asked.claimed is not None or (asked.spent is not None and asked.spent.waits)
+    return is_bound or asked.request.decision_ack == DecisionAck.DECISION_ACK_DURABLE
 
 
 def _count_flush(elapsed_s: float, waited_s: float) -> None:

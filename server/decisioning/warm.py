@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from server.catalog.compile import compile_catalog
-from server.decisioning.decide import EXPLORE, Questions, Scratch, decide
+from server.decisioning.decide import EXPLORE, Questions, Scored, Scratch, decide, fill_again
 from server.decisioning.features import encode_rows
 from server.decisioning.models import align, no_champion
 from server.profiles import derived
@@ -28,13 +28,14 @@ def warm() -> None:
     questions = Questions(
         facts=facts,
         now_us=0,
-        heads=np.array([[n_asks, EXPLORE, -1]], np.int32),
-        asks=np.array([[placement, 1] for placement in range(n_asks)], np.int32),
+        heads=np.array([[n_asks, EXPLORE, -1, 0]], np.int32),
+        asks=np.array([[placement, 1, 0] for placement in range(n_asks)], np.int32),
         seeds=np.ones(1, np.uint64),
         listings=np.zeros((0, len(catalog.actions.names)), np.uint8),
-        holds=np.zeros((0, 3), np.int32),
+        holds=np.zeros((0, 3), np.int64),
     )
-    decide(questions, catalog, models, Scratch())
+    decided = decide(questions, catalog, models, Scratch())
+    fill_again(questions, catalog, Scored(*(getattr(decided, name) for name in Scored._fields)))
     encode_rows(facts, catalog.learned)
     derived.warm(catalog)
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from server.progress import Progress
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -96,10 +98,10 @@ def _import(
         checking.check_mapping(plan_mapping, catalog, source)
         opened = run.open_all(list(files), plan_mapping, journal)
         plan = run.Plan(plan_mapping, catalog, source)
-        with _Progress() as progress:
+        with Progress() as progress:
             try:
                 for each in opened:
-                    told = progress.begin(each.path.name, each.rows.size)
+                    told = progress.begin(each.path.name, each.rows.size, "rows")
                     destination = None if dry_run else _Watched(client, address, progress)
                     outcomes[each.path] = run.import_file(
                         each, plan, destination, told, time.monotonic, is_restart=restart
@@ -117,8 +119,8 @@ def _import(
             if lsn and not stopped:
                 applied_lsn = _applied(client, lsn, wait_s, progress)
     if outcomes or not stopped:
-        told = json.dumps(_summary(outcomes, dry_run, applied_lsn), indent=2) if is_json else _told(outcomes, dry_run)
-        click.echo(told)
+        summary = _summary(outcomes, dry_run, applied_lsn)
+        click.echo(json.dumps(summary, indent=2) if is_json else _told(outcomes, dry_run))
         if applied_lsn is not None and not is_json:
             click.echo(_told_applied(applied_lsn, lsn))
     if stopped:
@@ -127,7 +129,7 @@ def _import(
         sys.exit(EXIT_REJECTED)
 
 
-def _applied(client: Client, lsn: int, wait_s: float, progress: _Progress) -> int | None:
+def _applied(client: Client, lsn: int, wait_s: float, progress: Progress) -> int | None:
     """Return how far the server's state is, having waited for it to come to an LSN; None when it does not say."""
     import time  # noqa: PLC0415  # as above
 
@@ -142,7 +144,7 @@ def _applied(client: Client, lsn: int, wait_s: float, progress: _Progress) -> in
                 return applied_lsn
             if told is None:
                 first_lsn = applied_lsn
-                told = progress.begin("applying", lsn - first_lsn)
+                told = progress.begin("applying", lsn - first_lsn, "rows")
             told(applied_lsn - first_lsn, applied_lsn - first_lsn)
     except (CallError, KeyboardInterrupt):  # all of it is on the server's disk, which is what counts
         return None
@@ -160,7 +162,7 @@ def _told_applied(applied_lsn: int, lsn: int) -> str:
 class _Watched:
     """A client that tells whoever looks on when its server is lost: the sender goes on trying for minutes."""
 
-    def __init__(self, client: Client, address: str, progress: _Progress) -> None:
+    def __init__(self, client: Client, address: str, progress: Progress) -> None:
         self._client = client
         self._address = address
         self._progress = progress
@@ -181,45 +183,6 @@ class _Watched:
             raise
         self._is_lost = False
         return response
-
-
-class _Progress:
-    """Bars on a terminal, one a file; nothing anywhere else."""
-
-    def __init__(self) -> None:
-        from rich.console import Console  # noqa: PLC0415  # as above
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[told]}"),
-            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def say(self, text: str) -> None:
-        """Show a line above the bars; nothing where there are none."""
-        if not self._bars.disable:
-            self._bars.console.print(text)
-
-    def begin(self, name: str, size: int) -> Any:
-        """Show another bar, and return what moves it."""
-        task = self._bars.add_task(name, total=size or 1, told="")
-        shown = self._bars.tasks[-1]
-        rows_before: list[int] = []
-
-        def told(done: int, rows: int) -> None:
-            rows_before[:] = rows_before or [rows]
-            rate = (rows - rows_before[0]) / max(shown.elapsed or 0.0, 0.001)
-            self._bars.update(task, completed=done, told=f"{rows:,} rows, {rate:,.0f} a second")
-
-        return told
 
 
 def _summary(outcomes: dict[Path, Outcome], is_dry_run: bool, applied_lsn: int | None) -> dict[str, Any]:

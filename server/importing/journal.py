@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
@@ -116,9 +118,19 @@ def load(path: Path) -> Journal | None:
 
 def save(path: Path, journal: Journal) -> None:
     """Write a journal; it is on disk on return. Cost: two syncs, some milliseconds."""
+    with whole(path) as stream:
+        stream.write(msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Write a file whole: it has its name only when all of it is on disk; till then stands what had that name before.
+
+    Cost: two syncs, some milliseconds.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     with open(unfinished, "wb", opener=private) as stream:  # Path.open takes no opener
-        stream.write(msgspec.json.format(msgspec.json.encode(journal), indent=2) + b"\n")
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     unfinished.replace(path)

@@ -21,7 +21,7 @@ PAUSE_S_MAX: Final = 5.0
 REPEATED_S_MAX: Final = 300.0  # for so long a batch is repeated: a restart, a full disk that somebody clears
 
 # What a later attempt may get over. ABORTED is not among them: nothing here is conditional.
-_PASSING: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
+PASSING: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"})
 
 
 class Destination(Protocol):
@@ -68,7 +68,7 @@ class Sender:
             try:
                 response = self._destination.ingest_records(records, timeout_s=CALL_S_MAX)
             except CallError as error:
-                if error.code.name not in _PASSING or spent_s >= REPEATED_S_MAX:
+                if error.code.name not in PASSING or spent_s >= REPEATED_S_MAX:
                     told = f"the server does not take records: {error}"
                     raise ImportStopped(told, is_unanswered=error.is_unanswered) from error
                 wait_s = min(max(error.retry_delay_s, pause_s), REPEATED_S_MAX)

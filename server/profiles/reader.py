@@ -22,6 +22,7 @@ from server.profiles import describe, golden, repository, standing
 from server.profiles.audit import describe_sources
 from server.profiles.erased import Erased
 from server.profiles.identity import KEY_BYTES, are_split, is_device, leads, lookup_key, named, review_key
+from server.profiles.membership import Members
 from server.storage.applied import read_applied
 from server.storage.log import Log
 from server.storage.store import Snapshot, Store, Table
@@ -43,6 +44,7 @@ from tsugi.v1.profile_service_pb2 import (
     IdentityState,
     LinkVerdict,
     ListMatchReviewsResponse,
+    ListProfilesResponse,
     MatchReview,
     PeopleCount,
     ResolvedIdentity,
@@ -228,6 +230,18 @@ class ProfileReader:
                 ],
                 applied_lsn=read_applied(snapshot).lsn,
             )
+
+    async def listing(self, segment: str, size: int, token: str) -> ListProfilesResponse:
+        """Return a page of the people in a segment.
+
+        A page may be short, or empty, and yet not be the last.
+
+        Raises:
+            TsugiError: CATALOG_MISSING, RESOURCE_NOT_FOUND; FIELD_INVALID: the token is none of ours.
+        """
+        last = _token("page_token", token, repository.PROFILE_KEY_BYTES)
+        members = Members(self._store, self._erased, self._catalog(), segment, self._clock_us())
+        return await members.page(size, last)
 
     async def _wait_for(self, at_least_lsn: int) -> None:
         """Wait until the state includes an LSN, as long as that may take."""

@@ -6,11 +6,13 @@ Replies of decisions are bytes that were spliced; a batch and a stream put them 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Final
 
 from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
+from server.decisioning.triggers import Triggers
 from server.errors import TsugiError
 from server.outcomes.ingest import Ingest, require_catalog
 from server.rpc import validate
@@ -24,6 +26,8 @@ from tsugi.v1.decision_service_pb2 import (
     GetDecisionRequest,
     GetDecisionResponse,
     StreamDecideRequest,
+    SubscribeTriggersRequest,
+    SubscribeTriggersResponse,
 )
 
 BATCH_TOGETHER: Final = 16  # of one batch, decided in one flush: some 2 ms, see decisioning.service
@@ -37,10 +41,16 @@ class DecisionServicer:
     """Answers DecisionService."""
 
     def __init__(
-        self, service: DecisionService, reader: DecisionReader, ingest: Ingest, clock_us: Callable[[], int]
+        self,
+        service: DecisionService,
+        reader: DecisionReader,
+        triggers: Triggers,
+        ingest: Ingest,
+        clock_us: Callable[[], int],
     ) -> None:
         self._service = service
         self._reader = reader
+        self._triggers = triggers
         self._ingest = ingest
         self._clock_us = clock_us
 
@@ -84,6 +94,17 @@ class DecisionServicer:
         """See DecisionService.GetDecision."""
         validate.decision_view(request)
         return await self._reader.get(request)
+
+    async def subscribe_triggers(
+        self, request: SubscribeTriggersRequest, _context: Context
+    ) -> AsyncGenerator[SubscribeTriggersResponse, None]:
+        """See DecisionService.SubscribeTriggers."""
+        validate.subscribe_triggers(request)
+        async with aclosing(self._triggers.subscribe(request)) as news:
+            async for each in news:
+                if each.trigger is not None and each.error is not None:
+                    each.trigger.error.CopyFrom(item_error(told(each.error)))
+                yield SubscribeTriggersResponse(lsn=each.lsn, trigger=each.trigger)
 
     async def _report_and_decide(self, request: DecideRequest, raw: bytes, context: Context) -> bytes:
         validate.reported_outcomes(request, self._clock_us())

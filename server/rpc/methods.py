@@ -7,7 +7,8 @@ cannot be parsed is refused by us, with a reason, and replies that were spliced 
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
@@ -37,6 +38,7 @@ else:
 UnaryAnswer = Callable[[Any, bytes, Context], Awaitable[Message | bytes]]
 UploadAnswer = Callable[[AsyncIterator[Any], Context], Awaitable[Message]]
 StreamAnswer = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message | bytes]]
+SubscriptionAnswer = Callable[[Any, Context], AsyncGenerator[Message, None]]
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = (
     decision_service_pb2.DESCRIPTOR.services_by_name["DecisionService"],
@@ -51,7 +53,10 @@ _LARGE: Final = frozenset({"BatchDecide", "BatchReportOutcomes", "IngestRecords"
 
 
 def handlers(
-    unary: Mapping[str, UnaryAnswer], uploads: Mapping[str, UploadAnswer], streams: Mapping[str, StreamAnswer]
+    unary: Mapping[str, UnaryAnswer],
+    uploads: Mapping[str, UploadAnswer],
+    streams: Mapping[str, StreamAnswer],
+    subscriptions: Mapping[str, SubscriptionAnswer],
 ) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
     """Return the handlers of every service, by service and method name.
 
@@ -59,6 +64,7 @@ def handlers(
         unary: who answers each method that takes one message.
         uploads: who answers each method that takes a stream and gives one message.
         streams: who answers each method that takes a stream and gives one.
+        subscriptions: who answers each method that takes one message and gives a stream.
 
     Raises:
         LookupError: a method has no answer, or an answer no method.
@@ -67,6 +73,7 @@ def handlers(
         (False, False): (unary, _unary),
         (True, False): (uploads, _upload),
         (True, True): (streams, _stream),
+        (False, True): (subscriptions, _subscription),
     }
     declared = {
         method.name: kinds[method.client_streaming, method.server_streaming]
@@ -74,7 +81,7 @@ def handlers(
         for method in service.methods
     }
     unanswered = {name for name, (answers, _) in declared.items() if name not in answers}
-    unknown = {*unary, *uploads, *streams} - declared.keys()
+    unknown = {*unary, *uploads, *streams, *subscriptions} - declared.keys()
     if unanswered or unknown:
         raise LookupError(
             f"methods without an answer: {sorted(unanswered)}; answers without a method: {sorted(unknown)}"
@@ -123,6 +130,20 @@ def _stream(method: MethodDescriptor, answer: StreamAnswer) -> grpc.RpcMethodHan
             await _abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def _subscription(method: MethodDescriptor, answer: SubscriptionAnswer) -> grpc.RpcMethodHandler[Any, Any]:
+    request_class = GetMessageClass(method.input_type)
+
+    async def handle(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(answer(_parse(request_class, raw, SMALL_BYTES_MAX), context)) as replies:
+                async for reply in replies:
+                    yield reply.SerializeToString()
+        except Exception as error:  # the one place where errors become statuses
+            await _abort(context, error)
+
+    return grpc.unary_stream_rpc_method_handler(handle)
 
 
 async def _parsed(method: MethodDescriptor, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from itertools import islice
 
-from server.decisioning.configuration import Configuration, Entry
-from server.decisioning.live import CHAMPION_HEAD, MODEL_HEAD
+from server.decisioning.configuration import Configuration
+from server.decisioning.history import Entry
+from server.decisioning.live import CHALLENGER_HEAD, CHAMPION_HEAD, MODEL_HEAD, ROLE_HEADS
 from server.errors import field_invalid
 from server.profiles.repository import timestamp
 from server.registry.bundle import BUNDLE_BYTES_MAX
@@ -58,7 +59,7 @@ class ModelServicer:
             data, header.label, validate_only=header.validate_only
         )
         revision = (
-            self._revision(entry)
+            _revision(entry, self._configuration.holders())
             if entry is not None
             else ModelRevision(
                 revision=header.sha256, label=header.label, goal=bundle.manifest.goal, size_bytes=len(data)
@@ -72,9 +73,11 @@ class ModelServicer:
         """See ModelService.ListModelRevisions."""
         size, from_lsn = validate.page(request.page_size, request.page_token)
         entries = list(islice(self._configuration.history(MODEL_HEAD, from_lsn), size))
+        holders = self._configuration.holders()
         response = ListModelRevisionsResponse(
-            model_revisions=map(self._revision, entries),
+            model_revisions=(_revision(entry, holders) for entry in entries),
             champion_etag=str(self._configuration.etag(CHAMPION_HEAD)),
+            challenger_etag=str(self._configuration.etag(CHALLENGER_HEAD)),
         )
         if entries and entries[-1].change.previous_lsn:
             response.next_page_token = str(entries[-1].change.previous_lsn)
@@ -84,39 +87,40 @@ class ModelServicer:
         self, request: AssignModelRoleRequest, _raw: bytes, _context: Context
     ) -> AssignModelRoleResponse:
         """See ModelService.AssignModelRole."""
-        _champion_only(request.role)
+        _assignable(request.role)
         sha256 = validate.revision(request.revision) if request.revision else b""
         wish = validate_wish(request.request_id, request.etag, validate_only=request.validate_only)
-        changed = await self._configuration.assign_champion(sha256, wish)
+        changed = await self._configuration.assign_role(request.role, sha256, wish)
         return AssignModelRoleResponse(etag=str(changed.etag), lsn=changed.lsn, duplicate=changed.is_duplicate)
 
     async def rollback_model(
         self, request: RollbackModelRequest, _raw: bytes, _context: Context
     ) -> RollbackModelResponse:
         """See ModelService.RollbackModel."""
-        _champion_only(request.role)
+        _assignable(request.role)
         wish = validate_wish(request.request_id, request.etag, validate_only=request.validate_only)
-        changed = await self._configuration.rollback_champion(wish)
+        changed = await self._configuration.rollback_role(request.role, wish)
         return RollbackModelResponse(
             revision=changed.sha256.hex(), etag=str(changed.etag), lsn=changed.lsn, duplicate=changed.is_duplicate
         )
 
-    def _revision(self, entry: Entry) -> ModelRevision:
-        pushed = entry.change
-        assert isinstance(pushed, ModelPushed), "this history holds nothing else"
-        champion = next(self._configuration.history(CHAMPION_HEAD), None)
-        is_champion = champion is not None and champion.sha256 == pushed.bundle_sha256
-        return ModelRevision(
-            revision=pushed.bundle_sha256.hex(),
-            label=pushed.label,
-            goal=pushed.goal,
-            push_time=timestamp(entry.record.time_us),
-            lsn=entry.record.lsn,
-            size_bytes=pushed.size_bytes,
-            roles=[ModelRole.MODEL_ROLE_CHAMPION] if is_champion else [],
+
+def _revision(entry: Entry, holders: Mapping[int, bytes]) -> ModelRevision:
+    pushed = entry.change
+    assert isinstance(pushed, ModelPushed), "this history holds nothing else"
+    return ModelRevision(
+        revision=pushed.bundle_sha256.hex(),
+        label=pushed.label,
+        goal=pushed.goal,
+        push_time=timestamp(entry.record.time_us),
+        lsn=entry.record.lsn,
+        size_bytes=pushed.size_bytes,
+        roles=[ModelRole.Name(role) for role, sha256 in holders.items() if sha256 == pushed.bundle_sha256],
+    )
+
+
+def _assignable(role: int) -> None:
+    if role not in ROLE_HEADS:
+        raise field_invalid(
+            "role", f"{' and '.join(map(ModelRole.Name, ROLE_HEADS))} are the roles that can be assigned"
         )
-
-
-def _champion_only(role: int) -> None:
-    if role != ModelRole.MODEL_ROLE_CHAMPION:
-        raise field_invalid("role", "MODEL_ROLE_CHAMPION is the role that can be assigned")

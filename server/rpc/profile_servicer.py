@@ -35,6 +35,8 @@ from tsugi.v1.profile_service_pb2 import (
     LinkIdentitiesResponse,
     ListMatchReviewsRequest,
     ListMatchReviewsResponse,
+    ListProfilesRequest,
+    ListProfilesResponse,
     ResolveIdentityRequest,
     ResolveIdentityResponse,
     SourceRecord,
@@ -139,6 +141,12 @@ class ProfileServicer:
     async def count_people(self, request: CountPeopleRequest, _raw: bytes, _context: Context) -> CountPeopleResponse:
         """See ProfileService.CountPeople."""
         return await self._reader.count(request.at_least_lsn)
+
+    async def list_profiles(self, request: ListProfilesRequest, _raw: bytes, _context: Context) -> ListProfilesResponse:
+        """See ProfileService.ListProfiles."""
+        validate.segment(request.segment)
+        size = min(request.page_size or validate.PAGE_SIZE_MAX, validate.PAGE_SIZE_MAX)
+        return await self._reader.listing(request.segment, size, request.page_token)
 
     async def _take(self, records: Iterable[SourceRecord]) -> tuple[list[IngestRecordResult], int]:
         """Record one batch; return the fate of each record and the highest LSN."""

@@ -12,11 +12,20 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.catalog.conditions import EXPRESSION_BYTES_MAX
 from server.catalog.values import check_instant, check_value
+from server.decisioning.triggers import REQUEST_PREFIX
 from server.errors import TsugiError, field_invalid, limit_exceeded
-from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionAck, DecisionView, GetDecisionRequest
+from tsugi.v1.decision_service_pb2 import (
+    DecideRequest,
+    DecisionAck,
+    DecisionView,
+    GetDecisionRequest,
+    SubscribeTriggersRequest,
+)
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.outcome_service_pb2 import ReportOutcomeRequest
@@ -35,6 +44,7 @@ PROPERTIES_MAX: Final = 64
 BATCH_MAX: Final = 500
 CONSENTS_MAX: Final = 64
 SPLIT_IDENTITIES_MAX: Final = 63
+DELAY_S_MAX: Final = 24 * 60 * 60
 TIME_AHEAD_US_MAX: Final = 5 * 60 * 1_000_000
 PAGE_SIZE_DEFAULT: Final = 50
 PAGE_SIZE_MAX: Final = 500
@@ -42,6 +52,7 @@ PAGE_SIZE_MAX: Final = 500
 _Item = TypeVar("_Item")
 
 _LSN_MAX = (1 << 64) - 1
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 _SLUG = re.compile(r"[a-z0-9_-]{1,64}\Z")
 _PROFILE_ID = re.compile(r"[0-9a-f]{32}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -56,19 +67,47 @@ def decide_request(request: DecideRequest) -> None:
         identity.namespace and _is_usual(identity.value, IDENTITY_VALUE_BYTES_MAX) for identity in given
     ):
         identities("identities", given, at_least=0)
-    if not request.placements:
-        raise field_invalid("placements", "at least one placement is required")
-    at_most("placements", len(request.placements), PLACEMENTS_MAX)
-    at_most("context", len(request.context), CONTEXT_MAX)
+    placements_and_context(request)
     at_most("candidate_actions", len(request.candidate_actions), ACTION_NAMES_MAX)
     at_most("excluded_actions", len(request.excluded_actions), ACTION_NAMES_MAX)
     if request.request_id and not _is_usual(request.request_id, CALLER_ID_BYTES_MAX):
         caller_id("request_id", request.request_id)
+    if request.request_id.startswith(REQUEST_PREFIX):
+        raise field_invalid("request_id", f"{REQUEST_PREFIX} begins the server's own; choose another")
     if request.decision_ack not in _ACKS:
         raise field_invalid("decision_ack", f"{request.decision_ack} is no value of DecisionAck")
 
 
 _ACKS = frozenset(DecisionAck.values())
+
+
+def placements_and_context(request: DecideRequest | SubscribeTriggersRequest) -> None:
+    """Check what is to be filled, and how many facts of the request there are."""
+    if not request.placements:
+        raise field_invalid("placements", "at least one placement is required")
+    at_most("placements", len(request.placements), PLACEMENTS_MAX)
+    at_most("context", len(request.context), CONTEXT_MAX)
+
+
+def subscribe_triggers(request: SubscribeTriggersRequest) -> None:
+    """Check a SubscribeTriggersRequest."""
+    if not _NAME.match(request.name):
+        raise field_invalid("name", "a name matching [a-z][a-z0-9_]{0,63} is required")
+    if not request.event_type:
+        raise field_invalid("event_type", "an event type is required")
+    filter_bytes = len(request.filter.encode())
+    if filter_bytes > EXPRESSION_BYTES_MAX:
+        raise limit_exceeded("filter", filter_bytes, EXPRESSION_BYTES_MAX, "bytes")
+    if request.HasField("delay"):
+        span("delay", request.delay, DELAY_S_MAX)
+    placements_and_context(request)
+
+
+def span(path: str, given: Duration, seconds_max: int) -> None:
+    """Check a span from nothing to so many seconds."""
+    is_one = 0 <= given.seconds <= seconds_max and 0 <= given.nanos < 1_000_000_000
+    if not is_one or (given.seconds == seconds_max and given.nanos):
+        raise field_invalid(path, f"a span of 0 to {seconds_max} seconds is required")
 
 
 def reported_outcomes(request: DecideRequest, now_us: int) -> None:
@@ -174,6 +213,12 @@ def stated_by(value: str) -> None:
     """Check the name of who states something."""
     if not _SLUG.match(value):
         raise field_invalid("stated_by", "a name matching [a-z0-9_-]{1,64} is required")
+
+
+def segment(value: str) -> None:
+    """Check the name of a segment."""
+    if not _SLUG.match(value):
+        raise field_invalid("segment", "the name of a declared segment is required")
 
 
 def profile_id(value: str, path: str = "profile_id") -> bytes:

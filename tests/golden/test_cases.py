@@ -53,6 +53,9 @@ def decide_case(case: dict[str, Any]) -> Answer:
         consents = [json_format.ParseDict(each, Consent()) for each in case.get("consents", [])]
         contacts = told(case.get("told", []), catalog)
         desk.meet(Person(case["profile"], {"customer_number": "c-1"}, consents, contacts), now_us=now_us)
+    for budget, spent in case.get("spent", {}).items():
+        amount, at = (spent["amount"], instant_us(spent["at"])) if isinstance(spent, dict) else (spent, now_us)
+        desk.spend(budget, amount, at)
     request = json_format.ParseDict(
         {"identities": [{"namespace": "customer_number", "value": "c-1"}]} | case["request"], DecideRequest()
     )
@@ -101,6 +104,8 @@ def plain(answer: Answer) -> dict[str, Any]:
         said["refused"] = {
             action: reason.removeprefix("REFUSAL_REASON_") for action, reason in sorted(answer.refused.items())
         }
+    if answer.reply.assignments:
+        said["assignments"] = {each.experiment: each.branch for each in answer.reply.assignments}
     degraded = [Degradation.Name(number).removeprefix("DEGRADATION_") for number in answer.reply.degradations]
     if degraded:
         said["degradations"] = degraded
@@ -110,7 +115,7 @@ def plain(answer: Answer) -> dict[str, Any]:
 def dump(want: dict[str, Any]) -> str:
     lines = ["want:", "  slots:"]
     lines += [f"    - {flow(slot)}" for slot in want["want"]["slots"]]
-    for name in ("refused", "degradations"):
+    for name in ("refused", "assignments", "degradations"):
         if name in want["want"]:
             lines.append(f"  {name}: {flow(want['want'][name])}")
     return "\n".join(lines) + "\n"

@@ -8,7 +8,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -69,6 +70,11 @@ class _Decisions(decision_service_pb2_grpc.DecisionServiceServicer):
     ) -> decision_service_pb2.GetDecisionResponse:
         view = decision_service_pb2.DecisionView.Name(request.view)
         return decision_service_pb2.GetDecisionResponse(catalog_revision=f"{request.decision_id} {view}")
+
+    def SubscribeTriggers(  # noqa: N802  # the method's name in the API
+        self, request: decision_service_pb2.SubscribeTriggersRequest, context: grpc.ServicerContext
+    ) -> Iterator[decision_service_pb2.SubscribeTriggersResponse]:
+        raise NotImplementedError("those who need it say what it answers")
 
 
 @contextmanager
@@ -312,6 +318,11 @@ ABOUT_PEOPLE: list[tuple[str, Callable[[Client], object], Message]] = [
         lambda client: client.count_people(at_least_lsn=7),
         profile_service_pb2.CountPeopleRequest(at_least_lsn=7),
     ),
+    (
+        "ListProfiles",
+        lambda client: client.list_profiles("vip", page_size=3, page_token="0f"),
+        profile_service_pb2.ListProfilesRequest(segment="vip", page_size=3, page_token="0f"),
+    ),
 ]
 
 
@@ -380,3 +391,97 @@ def test_stream_that_its_reader_leaves_is_cancelled_at_the_server() -> None:
         for _ in client.stream_ingest_records(iter([source_record("1", "crm", [ANNA])]) for _ in itertools.count()):
             break
         assert is_over.wait(10)
+
+
+def subscribing(
+    answer: Callable[[decision_service_pb2.SubscribeTriggersRequest, int, grpc.ServicerContext], Iterator[int]],
+) -> AbstractContextManager[Client]:
+    """Give a client of a server that answers the n-th subscription, from 0, with messages of these LSNs."""
+    turns = itertools.count()
+
+    class Script(_Decisions):
+        def SubscribeTriggers(  # noqa: N802  # the method's name in the API
+            self, request: decision_service_pb2.SubscribeTriggersRequest, context: grpc.ServicerContext
+        ) -> Iterator[decision_service_pb2.SubscribeTriggersResponse]:
+            for lsn in answer(request, next(turns), context):
+                yield decision_service_pb2.SubscribeTriggersResponse(lsn=lsn)
+
+    @contextmanager
+    def give() -> Iterator[Client]:
+        server = grpc.server(ThreadPoolExecutor(8))
+        decision_service_pb2_grpc.add_DecisionServiceServicer_to_server(Script(answer_with_peer), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            with Client(f"127.0.0.1:{port}") as client:
+                yield client
+        finally:
+            server.stop(None).wait()
+
+    return give()
+
+
+def test_subscription_that_breaks_goes_on_after_what_was_dealt_with_over_another_connection() -> None:
+    asked: list[decision_service_pb2.SubscribeTriggersRequest] = []
+    peers: set[str] = set()
+
+    def answer(
+        request: decision_service_pb2.SubscribeTriggersRequest, turn: int, context: grpc.ServicerContext
+    ) -> Iterator[int]:
+        asked.append(request)
+        peers.add(context.peer())
+        yield from ((5, 7), (9,), (11,))[turn]
+        if turn < 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    with subscribing(answer) as client:
+        delay = timedelta(minutes=30)
+        messages = client.subscribe_triggers(
+            "carts", "cart", {"push": 2}, filter="true", delay=delay, context={"hour": 5.0}, timeout_s=20
+        )
+        assert [next(messages).lsn for _ in range(4)] == [5, 7, 9, 11]
+    assert [request.after_lsn for request in asked] == [0, 7, 9]
+    assert len(peers) == 3
+    first = asked[0]
+    assert (first.name, first.event_type, first.filter) == ("carts", "cart", "true")
+    assert first.delay.ToTimedelta() == delay
+    assert first.context["hour"].number_value == 5
+    assert [(each.placement, each.count) for each in first.placements] == [("push", 2)]
+
+
+def test_subscription_that_is_refused_or_out_of_time_raises() -> None:
+    def answer(
+        _: decision_service_pb2.SubscribeTriggersRequest, turn: int, context: grpc.ServicerContext
+    ) -> Iterator[int]:
+        yield 5
+        if turn == 0:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many")
+        is_over = threading.Event()
+        context.add_callback(is_over.set)
+        is_over.wait(10)
+
+    with subscribing(answer) as client:
+        for timeout_s, code in ((20.0, "RESOURCE_EXHAUSTED"), (0.1, "DEADLINE_EXCEEDED")):
+            messages = client.subscribe_triggers("carts", "cart", {"push": 1}, timeout_s=timeout_s)
+            assert next(messages).lsn == 5
+            with pytest.raises(CallError) as refusal:
+                next(messages)
+            assert refusal.value.code.name == code
+
+
+def test_client_that_is_closed_ends_its_subscriptions() -> None:
+    def answer(
+        _: decision_service_pb2.SubscribeTriggersRequest, __: int, context: grpc.ServicerContext
+    ) -> Iterator[int]:
+        is_over = threading.Event()
+        context.add_callback(is_over.set)
+        yield 5
+        is_over.wait(10)
+
+    with subscribing(answer) as client:
+        messages = client.subscribe_triggers("carts", "cart", {"push": 1})
+        assert next(messages).lsn == 5
+        client.close()
+        with pytest.raises(CallError) as ended:
+            next(messages)
+        assert ended.value.code is grpc.StatusCode.CANCELLED

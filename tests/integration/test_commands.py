@@ -121,6 +121,11 @@ def test_configuration_by_commands(server: Server, catalog: Any, tmp_path: Path)
     models = asked(server, "list-models")
     assert (models["modelRevisions"][0]["label"], models["championEtag"]) == ("seed", assigned["etag"])
     assert "revision" not in asked(server, "rollback-champion", "--etag", assigned["etag"])
+    assigned = asked(server, "assign-champion", model["revision"], "--role", "challenger")
+    models = asked(server, "list-models")
+    assert models["modelRevisions"][0]["roles"] == ["MODEL_ROLE_CHALLENGER"]
+    assert models["challengerEtag"] == assigned["etag"] != models["championEtag"]
+    assert "revision" not in asked(server, "rollback-champion", "--role", "challenger", "--etag", assigned["etag"])
 
 
 def test_facts_are_typed_as_json_types_them(server: Server, catalog: Any) -> None:

@@ -128,6 +128,7 @@ DECIDE: list[tuple[str, dict[str, Any], str, str]] = [
     ("identity that turns the writing", identity(value=BIDI), INVALID, "identities[0].value"),
     ("profile id of another form", {"profileId": "0" * 31 + "G"}, INVALID, "profile_id"),
     ("long request id", {"requestId": "x" * 129}, INVALID, "request_id"),
+    ("request id of a subscription", {"requestId": "trigger/carts/5"}, INVALID, "request_id"),
     ("request id with a control character", {"requestId": CONTROL}, INVALID, "request_id"),
     ("unknown acknowledgement", {"decisionAck": 7}, INVALID, "decision_ack"),
     ("outcomes in a preview", {"preview": True}, INVALID, "outcomes"),
@@ -240,10 +241,14 @@ READS: list[tuple[str, str, Changes, str, str]] = [
     ),
     ("large page", "GetProfile", lambda w: {"timelinePageSize": 501}, LIMIT, "timeline_page_size"),
     ("large page", "ListMatchReviews", lambda w: {"pageSize": 501}, LIMIT, "page_size"),
+    ("no segment", "ListProfiles", lambda w: {"segment": ""}, INVALID, "segment"),
+    ("segment of no form", "ListProfiles", lambda w: {"segment": "Ä" * 100}, INVALID, "segment"),
+    ("unknown segment", "ListProfiles", lambda w: {"segment": "nobody"}, NOT_FOUND, "segment"),
     *(
         (f"token {t!r}", method, lambda w, path=path, t=t: {path: t}, INVALID, path)
         for method, path, n_bytes in (
             ("GetProfile", "timeline_page_token", 18), ("ListMatchReviews", "page_token", 36),
+            ("ListProfiles", "page_token", 16),
         )
         for t in ("abc", "00", "é", "0" * 2 * n_bytes + "00", "0 " * n_bytes, "A" * 2 * n_bytes, "٣" * 2 * n_bytes)
     ),
@@ -263,6 +268,27 @@ READS: list[tuple[str, str, Changes, str, str]] = [
     ("no id", "GetErasure", lambda w: {"erasureId": ""}, INVALID, "erasure_id"),
     ("id of another form", "GetErasure", lambda w: {"erasureId": w.erasure_id.upper() + "0"}, INVALID, "erasure_id"),
     ("unknown id", "GetErasure", lambda w: {"erasureId": "0" * 32}, NOT_FOUND, "erasure_id"),
+    *(
+        (f"name {name[:9]!r}", "SubscribeTriggers", lambda w, name=name: {"name": name}, INVALID, "name")
+        for name in ("", "Carts", "7up", "a/b", "cart\n", "x" * 65)
+    ),
+    ("no event type", "SubscribeTriggers", lambda w: {"eventType": ""}, INVALID, "event_type"),
+    ("unknown event type", "SubscribeTriggers", lambda w: {"eventType": "wedding"}, NOT_FOUND, "event_type"),
+    ("filter that is none", "SubscribeTriggers", lambda w: {"filter": "event.hour >"}, INVALID, "filter"),
+    ("filter of an unknown fact", "SubscribeTriggers", lambda w: {"filter": "event.mood"}, INVALID, "filter"),
+    ("filter of the context", "SubscribeTriggers", lambda w: {"filter": "context.member"}, INVALID, "filter"),
+    ("filter of a text nobody names", "SubscribeTriggers", lambda w: {"filter": "profile.note == 'x'"}, INVALID,
+     "filter"),
+    ("long filter", "SubscribeTriggers", lambda w: {"filter": "true" + " " * 2_045}, LIMIT, "filter"),
+    ("delay backwards", "SubscribeTriggers", lambda w: {"delay": "-0.001s"}, INVALID, "delay"),
+    ("long delay", "SubscribeTriggers", lambda w: {"delay": "86400.000000001s"}, INVALID, "delay"),
+    ("no placement", "SubscribeTriggers", lambda w: {"placements": []}, INVALID, "placements"),
+    ("unknown placement", "SubscribeTriggers", lambda w: slots(("nowhere", 1)), NOT_FOUND, "placements[0].placement"),
+    ("placement twice", "SubscribeTriggers", lambda w: slots(("greedy", 1), ("greedy", 1)), INVALID,
+     "placements[1].placement"),
+    ("too many slots", "SubscribeTriggers", lambda w: slots(("greedy", 5)), LIMIT, "placements[0].count"),
+    ("fact out of range", "SubscribeTriggers", lambda w: number(24), INVALID, "context.hour"),
+    ("lsn beyond the log", "SubscribeTriggers", lambda w: {"afterLsn": 2**64 - 1}, INVALID, "after_lsn"),
 ]  # fmt: skip
 WRITES: list[tuple[str, str, Changes, str, str]] = [
     *(
@@ -325,7 +351,9 @@ WRITES: list[tuple[str, str, Changes, str, str]] = [
     ("long request id", "EraseProfile", lambda w: {"requestId": "x" * 129}, INVALID, "request_id"),
     ("request id of another wish", "EraseProfile", lambda w: {"identity": PERSON}, REUSED, ""),
     ("no role", "RollbackModel", lambda w: {"role": 0}, INVALID, "role"),
+    ("role of the learners", "RollbackModel", lambda w: {"role": 2}, INVALID, "role"),
     ("nothing before", "RollbackModel", lambda w: {}, "NO_PREVIOUS_REVISION", ""),
+    ("no challenger before", "RollbackModel", lambda w: {"role": 3}, "NO_PREVIOUS_REVISION", ""),
 ]  # fmt: skip
 
 

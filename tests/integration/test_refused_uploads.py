@@ -24,6 +24,7 @@ from tsugi.requests import catalog_upload, model_upload
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.catalog_service_pb2 import CatalogUploadHeader, PushCatalogRequest, PushCatalogResponse
 from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.model_pb2 import ModelRole
 from tsugi.v1.model_service_pb2 import ModelUploadHeader, PushModelRequest
 
 pytestmark = pytest.mark.slow
@@ -216,15 +217,18 @@ def test_one_more_than_a_catalog_may_hold_is_refused(wire: Wire, name: str) -> N
     assert any(str(maximum) in description for field, description in answer.fields if field == path)
 
 
-def test_catalog_that_the_champion_cannot_read_is_refused(running: Server, wire: Wire) -> None:
+@pytest.mark.parametrize("role", [ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER])
+def test_catalog_that_the_holder_of_a_role_cannot_read_is_refused(running: Server, wire: Wire, role: ModelRole) -> None:
     with running.client() as client:
         revision = client.push_model(bundles.good_bundle().SerializeToString(), "good").model_revision.revision
-        client.assign_model_role(revision)
+        client.assign_model_role(revision, role=role)
         other = catalog()
         del other.context_attributes[:]
         answer = refused(wire, "PushCatalog", catalog_upload(other), CATALOG)
-        assert any(path.startswith("champion.") for path in answer.paths), answer.fields
-        client.assign_model_role("")
+        name = ModelRole.Name(role).removeprefix("MODEL_ROLE_").lower()
+        assert all(path.startswith(f"{name}.manifest.") for path in answer.paths), answer.fields
+        assert answer.paths
+        client.assign_model_role("", role=role)
         client.push_catalog(other, validate_only=True)
 
 

@@ -17,6 +17,7 @@ from tests.support import sports_retail
 from tests.support.running import Server, serving, told, until
 from tsugi.client import CallError, Client
 from tsugi.v1.catalog_pb2 import Catalog
+from tsugi.v1.decision_pb2 import Degradation
 from tsugi.v1.decision_service_pb2 import DecideResponse
 from tsugi.v1.model_pb2 import ModelRole
 
@@ -26,6 +27,7 @@ CALLERS: Final = 3
 CONNECTIONS: Final = 8  # of each caller, so that every worker gets some of the calls
 ROUNDS: Final = 3
 PLACEMENTS: Final = {"home_banner": 3, "agent_upsell": 1}
+CHAMPION, CHALLENGER = ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER
 
 
 class Seen(NamedTuple):
@@ -83,7 +85,7 @@ class Callers:
 
 
 def seen_in(reply: DecideResponse) -> Seen:
-    champions = [use.revision for use in reply.model_revisions if use.role == ModelRole.MODEL_ROLE_CHAMPION]
+    champions = [use.revision for use in reply.model_revisions if use.role == CHAMPION]
     assert len(champions) <= 1
     slots = frozenset((slot.action, slot.treatment) for slot in reply.slots if slot.action)
     return Seen(reply.catalog_revision, champions[0] if champions else "", slots)
@@ -164,3 +166,42 @@ def test_acknowledged_change_is_served_by_every_worker(server: Server) -> None:
             pushed = writer.push_catalog(renamed(catalog, f"number_{i}"))
             reply = reader.decide(PLACEMENTS, context={"device": "phone"})
             assert reply.catalog_revision == pushed.revision
+
+
+def test_challenger_has_its_own_role_and_keeps_it_over_a_restart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serving(tmp_path_factory.mktemp("judged")) as server:
+        with server.client_on("worker-0") as writer, server.client_on("worker-1") as reader:
+            writer.push_catalog(sports_retail.catalog().message)
+            revision = writer.push_model(sports_retail.bundle(), "seed").model_revision.revision
+            assigned = writer.assign_model_role(revision, role=CHALLENGER, request_id="try it")
+            assert roles_and_etags(reader) == ([CHALLENGER], "0", assigned.etag)
+            reply = reader.decide(PLACEMENTS, at_least_lsn=assigned.lsn)
+            troubles = {Degradation.DEGRADATION_PROFILE_STALE, Degradation.DEGRADATION_MODEL_UNAVAILABLE}
+            assert troubles.isdisjoint(reply.degradations)
+            assert {use.role for use in reply.model_revisions} <= {ModelRole.MODEL_ROLE_LEARNER}, (
+                "it decides for nobody"
+            )
+            with pytest.raises(CallError) as refusal:
+                reader.assign_model_role(revision, request_id="try it")
+            assert refusal.value.reason == "ERROR_REASON_IDEMPOTENCY_KEY_REUSED"
+            champion = reader.assign_model_role(revision)
+            assert roles_and_etags(writer) == ([CHAMPION, CHALLENGER], champion.etag, assigned.etag)
+            back = reader.rollback_model(role=CHALLENGER)
+            assert back.revision == ""
+            assert roles_and_etags(writer) == ([CHAMPION], champion.etag, back.etag)
+            again = writer.assign_model_role(revision, role=CHALLENGER, etag=back.etag)
+            reader.assign_model_role("", etag=champion.etag)
+        server.stop()
+        server.start()
+        with server.client() as client:
+            roles, _, challenger_etag = roles_and_etags(client)
+            assert (roles, challenger_etag) == ([CHALLENGER], again.etag)
+            repeated = client.assign_model_role(revision, role=CHALLENGER, request_id="try it")
+            assert (repeated.duplicate, repeated.lsn) == (True, assigned.lsn)
+
+
+def roles_and_etags(client: Client) -> tuple[list[int], str, str]:
+    """Return the roles of the only revision, and the etags of champion and challenger."""
+    listed = client.list_model_revisions()
+    (revision,) = listed.model_revisions
+    return list(revision.roles), listed.champion_etag, listed.challenger_etag

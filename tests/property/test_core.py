@@ -119,7 +119,8 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
             variances += (weight * deviation) ** 2
         worth = catalog.actions.worth[rows].prod(1) * catalog.actions.weights[rows, placement.channel_row]
         np.testing.assert_allclose(decisions.priorities[block], expected * worth, rtol=1e-5, atol=1e-9)
-        policy, parameter = placement.policy, placement.parameter
+        policy = int(catalog.blends.codes[0, row, 2])
+        parameter = float(catalog.blends.parameters[0, row, 0])
         stated = catalog.message.placements[row].exploration
         share_max = stated.share_max if stated.HasField("share_max") else 1.0
         floor = stated.probability_min

@@ -147,7 +147,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
               st.sampled_from(ACTIONS[:3])),
     st.builds(lambda catalog: lambda history: history.put_in_force(catalog), st.sampled_from(CATALOGS)),
     st.builds(lambda kind: lambda history: history.record(kind, b"\xff\xff"), st.sampled_from(KINDS)),
-    st.just(lambda history: history.assign_champion()),
+    st.just(lambda history: history.assign_role()),
     st.just(lambda history: history.tick()),
     st.just(_wait),
 )  # fmt: skip

@@ -218,8 +218,64 @@ def whole(**parts: Any) -> catalog_pb2.Catalog:
     return message(**(everything | parts))
 
 
-def seeded(seed: int, n_actions: int) -> Catalog:
+def seeded(seed: int, n_actions: int, **parts: Any) -> Catalog:
     """Compile a catalog of many actions with rules, dates, values, levers, two channels, goals and compositions."""
+    return compile_catalog(seeded_message(seed, n_actions, **parts))
+
+
+def eventful(seed: int, n_actions: int) -> Catalog:
+    """Compile a seeded catalog that uses the rest too: policies, budgets, values, experiments, holdouts."""
+    rng = np.random.default_rng(seed + 2)
+    names = [f"action_{i:05d}" for i in range(n_actions)]
+    worths = ["profile.age * 0.1 + action.least_age", "profile.member ? 3.0 : context.hour / 4.0", "profile.age - 40.0"]
+    plain = seeded_message(seed, n_actions)
+    for action in plain.actions:
+        action.cost_micros = int(rng.integers(0, 2_000_000))
+        if rng.random() < 0.3:
+            action.ClearField("value_micros")
+            action.value = worths[rng.integers(len(worths))]
+    varied: list[dict[str, Any]] = [
+        {
+            "name": "loud",
+            "share": 0.3,
+            "actions": [
+                {"groups": ["red"], "lever": 3.0},
+                {"actions": names[: n_actions // 2], "suitability": "profile.age >= 25.0"},
+            ],
+        },
+        {
+            "name": "bold",
+            "share": 0.3,
+            "placements": [{"placement": "greedy", "exploration": {"softmax": {"temperature": 0.5}}}],
+        },
+        {"name": "challenged", "share": 0.2, "modelRole": "MODEL_ROLE_CHALLENGER"},
+    ]
+    extras = {
+        "contactPolicies": [
+            {"name": "weekly", "scope": "CONTACT_SCOPE_EACH_GROUP", "cap": {"countMax": 2, "span": "604800s"}},
+            {"name": "peace", "groups": ["green"], "suppression": {"expression": "profile.age > 60.0"}},
+        ],
+        "experiments": [
+            {"name": "first", "branches": varied},
+            {"name": "second", "branches": [{"name": "thompson", "share": 0.5, "placements": [
+                {"placement": "square_cb", "exploration": {"thompson": {"draws": 32}}},
+            ]}]},
+        ],
+        "holdouts": [{"name": "quiet", "share": 0.1}, {"name": "no_sale", "share": 0.2, "goals": ["sale"]}],
+        "budgets": [
+            {"name": "daily", "unitsMax": 1000, "period": "86400s", "slack": 100},
+            {"name": "money", "groups": ["blue"], "costMicrosMax": 5_000_000},
+        ],
+        "randomControl": {"share": 0.1, "salt": "s"},
+    }  # fmt: skip
+    plain.MergeFrom(json_format.ParseDict(extras, catalog_pb2.Catalog()))
+    plain.placements[0].exploration.budget.cost_micros_max = 3_000_000
+    plain.placements[0].exploration.budget.period.FromSeconds(86_400)
+    return compile_catalog(plain)
+
+
+def seeded_message(seed: int, n_actions: int, **parts: Any) -> catalog_pb2.Catalog:
+    """Build what seeded compiles; parts replace its own."""
     rng = np.random.default_rng(seed)
     grouping = np.random.default_rng(seed + 1)
     rules = [
@@ -268,16 +324,17 @@ def seeded(seed: int, n_actions: int) -> Catalog:
         {"name": name, "outcomes": [{"type": "click", "reward": 1}], "attributionWindow": "2s", "baseRate": rate}
         for name, rate in (("click", 0.1), ("sale", 0.02))
     ]
-    return compiled(
-        actions=actions,
-        placements=placements,
-        goals=goals,
-        channels=[{"name": "web"}, {"name": "call"}],
-        actionAttributes=[{"name": "least_age", "type": "ATTRIBUTE_TYPE_NUMBER"}],
-        actionGroups=[{"name": "red"}, {"name": "green"}, {"name": "blue"}],
-        compositions=[
+    own: dict[str, Any] = {
+        "actions": actions,
+        "placements": placements,
+        "goals": goals,
+        "channels": [{"name": "web"}, {"name": "call"}],
+        "actionAttributes": [{"name": "least_age", "type": "ATTRIBUTE_TYPE_NUMBER"}],
+        "actionGroups": [{"name": "red"}, {"name": "green"}, {"name": "blue"}],
+        "compositions": [
             {"name": "variety", "atMost": {"countMax": 1, "eachGroup": True, "eachPlacement": True}},
             {"name": "little_red", "groups": ["red"], "atMost": {"countMax": 2}},
             {"name": "blue_after_green", "groups": ["blue"], "requires": {"groups": ["green"]}},
         ],
-    )
+    }
+    return message(**(own | parts))

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.catalog.catalog import Catalog, FeatureColumns, Floats
+from server.decisioning.budgets import Budgets
 from server.decisioning.decide import Decisions, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, Models, align, no_champion
 from server.decisioning.remember import Views
 from server.profiles.erased import NOBODY
-from server.storage.memory import MemoryStore
+from server.storage.memory import MemoryLog, MemoryStore
+from server.storage.record import Draft, Spend
 from server.tokens import TokenKey
 from tests.support import populating
 from tests.support.populating import Person
 from tsugi.log.v1.learner_pb2 import LearnerArrays
-from tsugi.log.v1.record_pb2 import DecisionRecord
+from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
 from tsugi.v1.decision_pb2 import RefusalReason
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
 
@@ -78,6 +80,8 @@ class Desk:
         self.models: Models = align(catalog, champion or no_champion(catalog), arrays)
         self.live = make_live(catalog, self.models, CATALOG_LSN, 0, "tests")
         self.store = MemoryStore()
+        self._log = MemoryLog()
+        self._budgets = Budgets(self._log, n_workers=1)
         self._scratch = Scratch()
 
     def meet(self, person: Person, profile_key: bytes = bytes(16), now_us: int = 0) -> bytes:
@@ -86,12 +90,25 @@ class Desk:
             populating.put(txn, profile_key, person, self.catalog, lsn=CATALOG_LSN, now_us=now_us)
         return profile_key
 
+    def spend(self, budget: str, amount: int, now_us: int) -> None:
+        """Have all others spend of a budget, or of a placement's budget for exploring, in the period of an instant."""
+        terms = self.catalog.budgets
+        names = [each.name for each in self.catalog.message.budgets]
+        limit = (
+            terms.limits[names.index(budget)]
+            if budget in names
+            else terms.exploration[self.catalog.placement_rows[budget]]
+        )
+        spend = Spend(limit.counter(now_us), amount, None)
+        self._log.append([Draft(RecordKind.RECORD_KIND_TICK, b"", spends=(spend,))], now_us)
+
     def decisions(
         self, requests: Sequence[DecideRequest], now_us: int, decision_keys: Sequence[bytes], mode: int | None = None
     ) -> tuple[Batch, Decisions]:
         """Decide requests together and return the columns."""
         batch = Batch(self.catalog, now_us, len(requests))
         loop = asyncio.new_event_loop()
+        self._budgets.look(self.catalog, now_us)
         try:
             with self.store.read() as snapshot:
                 for request, key in zip(requests, decision_keys, strict=True):
@@ -99,6 +116,7 @@ class Desk:
                     asked.decision_key = key
                     gather_request(asked, batch)
                     gather_profile(asked, batch, snapshot, NOBODY)
+                    self._budgets.constrain(asked, self.catalog)
                     if mode is not None:
                         asked.mode = mode
                     batch.add(asked, TOKEN_KEY.seed(key), CATALOG_LSN)
@@ -113,7 +131,7 @@ class Desk:
         batch, decisions = self.decisions(requests, now_us, decision_keys, mode)
         names = self.catalog.actions.names
         answers = []
-        views = Views(batch, decisions, self.live)
+        views = Views(batch, decisions, self.catalog, self.live.champion)
         for q in range(len(requests)):
             reply_bytes = views.reply(q, TOKEN_KEY)
             answers.append(

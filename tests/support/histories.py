@@ -49,9 +49,9 @@ class History:
         """Record a catalog change; returns its LSN, as all of these do."""
         return self.record(RecordKind.RECORD_KIND_CATALOG_CHANGE, CatalogChange(catalog_sha256=catalog.sha256))
 
-    def assign_champion(self) -> int:
+    def assign_role(self, role: ModelRole = ModelRole.MODEL_ROLE_CHAMPION) -> int:
         """Record a change of model role."""
-        change = ModelRoleChange(role=ModelRole.MODEL_ROLE_CHAMPION, bundle_sha256=bytes(32))
+        change = ModelRoleChange(role=role, bundle_sha256=bytes(32))
         return self.record(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, change)
 
     def know(

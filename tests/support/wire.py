@@ -107,7 +107,10 @@ class Wire:
         metadata: Iterable[tuple[str, str]] = (),
         compression: grpc.Compression | None = None,
     ) -> tuple[list[bytes], Refusal | None]:
-        """Call a method with one message, or the messages of its stream; return every reply, and how it was refused."""
+        """Call a method with one message, or the messages of its stream; return every reply, and how it was refused.
+
+        Of what is endless, a subscription, the first reply is taken and no other.
+        """
         descriptor = METHODS[method]
         path = f"/{descriptor.containing_service.full_name}/{method}"
         options: dict[str, Any] = {
@@ -118,7 +121,13 @@ class Wire:
         }
         replies: list[bytes] = []
         try:
-            if descriptor.server_streaming:
+            if descriptor.server_streaming and not descriptor.client_streaming:
+                endless: grpc.UnaryStreamMultiCallable[bytes, bytes] = self.channel.unary_stream(path)
+                (part,) = parts
+                call = endless(part, **options)
+                replies.append(next(call))
+                call.cancel()
+            elif descriptor.server_streaming:
                 both: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(path)
                 replies.extend(both(iter(parts), **options))  # what came before a refusal stays in the list
             elif descriptor.client_streaming:

@@ -77,7 +77,13 @@ placements:
   channel: web
   purpose: marketing
   goals: [{goal: visit, weight: 2}]
-  exploration: {softmax: {temperature: 0.3}, shareMax: 0.2, probabilityMin: 0.01, neverOn: profile.n_open > 0.0}
+  exploration:
+    softmax: {temperature: 0.3}
+    shareMax: 0.2
+    probabilityMin: 0.01
+    neverOn: profile.n_open > 0.0
+    budget: {costMicrosMax: 50000000, period: 86400s}
+  holdoutExempt: true
 actions:
 - name: boots
   validFromTime: 2026-01-01T00:00:00Z
@@ -96,6 +102,11 @@ actions:
     channel: web
     weight: 2
     content: {title: Warm feet, count: 3, since: 2026-01-01, deep: [1, {a: null, b: false}], "yes": no}
+- name: dear_boots
+  value: action.price * 0.2
+  costMicros: 500000
+  attributes: {price: 289.9}
+  treatments: [{name: banner, channel: web}]
 actionGroups:
 - name: shoes
   eligibility: has(profile.age)
@@ -117,6 +128,20 @@ compositions:
 - {name: variety, atMost: {countMax: 1, eachGroup: true, eachPlacement: true}}
 - {name: extras, groups: [laces], requires: {actions: [boots], groups: [shoes]}}
 randomControl: {share: 0.05, salt: s}
+experiments:
+- name: louder
+  salt: s
+  branches:
+  - name: loud
+    share: 0.1
+    actions: [{actions: [boots], groups: [laces], lever: 2, applicability: "", suitability: profile.age > 20.0}]
+    placements: [{placement: foot, exploration: {epsilonGreedy: {epsilon: 0.2}}}]
+    modelRole: MODEL_ROLE_CHALLENGER
+holdouts:
+- {name: quiet, share: 0.02, salt: q, goals: [visit]}
+budgets:
+- {name: daily, actions: [boots], groups: [laces], unitsMax: 1000, period: 86400s, paced: true, slack: 20}
+- {name: money, costMicrosMax: 900000000}
 sources:
 - name: crm
   owner: customer care
@@ -184,7 +209,8 @@ def test_yaml_is_read_as_the_json_mapping() -> None:
     home, foot, *_ = catalog.placements
     assert (home.count_max, home.exploration.square_cb.gamma) == (3, 1000.0)
     assert foot.exploration.WhichOneof("policy") == "greedy"
-    (boots,) = catalog.actions
+    boots, dear_boots = catalog.actions
+    assert (dear_boots.value, dear_boots.cost_micros) == ("action.price * 0.2", 500_000)
     assert boots.valid_from_time.ToJsonString() == "2026-01-01T00:00:00Z"
     assert boots.valid_until_time.ToJsonString() == "2026-02-28T23:00:00Z"
     assert boots.eligibility == "profile.age >= 18.0 && profile.tier in ['gold', 'silver']"
@@ -246,7 +272,7 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "profileAttributes[1].type",
             "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 80)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 86)"),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Final
@@ -13,19 +14,23 @@ import pytest
 from server.catalog.compile import serialise
 from server.catalog.loading import load_catalog
 from server.decisioning.configuration import Changed, Configuration, Wish
-from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, MODEL_HEAD, Live, Watcher
+from server.decisioning.live import CATALOG_HEAD, CHALLENGER_HEAD, CHAMPION_HEAD, MODEL_HEAD, ROLE_HEADS, Live, Watcher
 from server.errors import TsugiError
 from server.registry.blobs import BlobError, Blobs
 from server.storage.log import LogFullError, LogUnavailableError
 from server.storage.memory import MemoryLog
+from server.storage.record import Draft
 from tests.support import bundles, catalogs
 from tests.support.committing import ScriptedCommitter
 from tests.support.deciding import TOKEN_KEY
+from tsugi.log.v1.record_pb2 import ModelPushed, ModelRoleChange, RecordKind
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.model_pb2 import ModelRole
 
 ANY: Final = Wish()
 CHECK: Final = Wish(validate_only=True)
+CHAMPION, CHALLENGER = ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER
 
 
 class FullBlobs(Blobs):
@@ -69,6 +74,28 @@ class Office:
     async def push(self, name: str, wish: Wish = ANY) -> Changed:
         """Push a small catalog."""
         return await self.configuration.push_catalog(serialise(catalogs.message(name=name)), wish)
+
+    async def equip(self) -> list[bytes]:
+        """Put the catalog of the test bundles in force and store two bundles, without the sandbox's seconds."""
+        await self.configuration.push_catalog(serialise(load_catalog(bundles.CATALOG)), ANY)
+        digests = []
+        for width in (8, 16):
+            sha256 = self.blobs.put(bundles.good_bundle(hidden=(width,)).SerializeToString())
+            message = ModelPushed(bundle_sha256=sha256, previous_lsn=self.log.head(MODEL_HEAD))
+            key = TOKEN_KEY.record_key(b"push_model", b"", sha256.hex())
+            draft = Draft(RecordKind.RECORD_KIND_MODEL_PUSHED, message.SerializeToString(), key, head=MODEL_HEAD)
+            self.log.append([draft], 0)
+            digests.append(sha256)
+        return digests
+
+    def holders(self) -> tuple[bytes, bytes]:
+        """Return whom the log names champion and challenger, once it is seen that they serve."""
+        live = self.current()
+        assert live is not None
+        told = self.configuration.holders()
+        assert live.models.champion.sha256 == told[CHAMPION]
+        assert (live.challenger.models.champion.sha256 if live.challenger is not None else b"") == told[CHALLENGER]
+        return told[CHAMPION], told[CHALLENGER]
 
 
 @pytest.fixture
@@ -212,12 +239,17 @@ async def test_blob_that_cannot_be_stored_is_told_and_no_change_is_recorded(tmp_
 
 async def test_history_starts_only_at_its_own_changes(office: Office) -> None:
     await office.push("one")
-    await office.configuration.assign_champion(b"", ANY)
+    await office.configuration.assign_role(CHAMPION, b"", ANY)
     for lsn in (0, 2, 3, (1 << 64) - 1):
         with pytest.raises(TsugiError) as refusal:
             list(office.configuration.history(CATALOG_HEAD, lsn))
         assert reason_of(refusal) == "FIELD_INVALID"
     assert [entry.record.lsn for entry in office.configuration.history(CATALOG_HEAD, 1)] == [1]
+    await office.configuration.assign_role(CHALLENGER, b"", ANY)
+    for role, lsn in ((CHAMPION, 3), (CHALLENGER, 2)):
+        with pytest.raises(TsugiError) as refusal:
+            list(office.configuration.history(ROLE_HEADS[role], lsn))
+        assert reason_of(refusal) == "FIELD_INVALID", "a change of the other role"
 
 
 async def test_everything_but_a_push_needs_a_catalog(office: Office) -> None:
@@ -225,7 +257,7 @@ async def test_everything_but_a_push_needs_a_catalog(office: Office) -> None:
         await office.configuration.catalog_data(None)
     assert reason_of(refusal) == "CATALOG_MISSING"
     with pytest.raises(TsugiError) as refusal:
-        await office.configuration.assign_champion(b"", ANY)
+        await office.configuration.assign_role(CHAMPION, b"", ANY)
     assert reason_of(refusal) == "CATALOG_MISSING"
     with pytest.raises(TsugiError) as refusal:
         await office.configuration.push_model(bundles.good_bundle().SerializeToString(), "b", validate_only=False)
@@ -253,14 +285,14 @@ async def test_bundle_is_stored_once_and_has_no_role_until_it_is_given_one(offic
     assert configuration.etag(CHAMPION_HEAD) == 0
 
     for digest in digests:
-        await configuration.assign_champion(digest, ANY)
+        await configuration.assign_role(CHAMPION, digest, ANY)
     for expected in (digests[0], b""):
-        assert (await configuration.rollback_champion(ANY)).sha256 == expected
+        assert (await configuration.rollback_role(CHAMPION, ANY)).sha256 == expected
         live = office.current()
         assert live is not None
         assert live.models.champion.sha256 == expected
     with pytest.raises(TsugiError) as refusal:
-        await configuration.rollback_champion(ANY)
+        await configuration.rollback_role(CHAMPION, ANY)
     assert reason_of(refusal) == "NO_PREVIOUS_REVISION"
 
 
@@ -288,8 +320,122 @@ async def test_stored_bundle_that_was_altered_gets_no_role(office: Office) -> No
     assert entry is not None
     (office.folder / entry.sha256.hex()).write_bytes(data[:-1] + b"x")
     with pytest.raises(BlobError):
-        await office.configuration.assign_champion(entry.sha256, ANY)
+        await office.configuration.assign_role(CHAMPION, entry.sha256, ANY)
     with pytest.raises(TsugiError) as refusal:
-        await office.configuration.assign_champion(bytes(32), ANY)
+        await office.configuration.assign_role(CHAMPION, bytes(32), ANY)
     assert reason_of(refusal) == "RESOURCE_NOT_FOUND"
     assert office.configuration.etag(CHAMPION_HEAD) == 0
+
+
+async def test_roles_change_and_go_back_independently(office: Office) -> None:
+    configuration, (first, second) = office.configuration, await office.equip()
+    await configuration.assign_role(CHAMPION, first, ANY)
+    etag = configuration.etag(CHAMPION_HEAD)
+    assert configuration.etag(CHALLENGER_HEAD) == 0
+    for sha256 in (second, first, second):
+        changed = await configuration.assign_role(CHALLENGER, sha256, Wish(etag=configuration.etag(CHALLENGER_HEAD)))
+        assert changed == (sha256, changed.lsn, changed.lsn, False)
+        assert office.holders() == (first, sha256)
+    assert configuration.etag(CHAMPION_HEAD) == etag
+    for expected in (first, second, b""):
+        checked = await configuration.rollback_role(CHALLENGER, CHECK)
+        assert (checked.sha256, checked.lsn) == (expected, 0)
+        assert (await configuration.rollback_role(CHALLENGER, ANY)).sha256 == expected
+        assert office.holders() == (first, expected)
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.rollback_role(CHALLENGER, ANY)
+    assert reason_of(refusal) == "NO_PREVIOUS_REVISION"
+    await configuration.assign_role(CHALLENGER, second, ANY)
+    assert (await configuration.rollback_role(CHAMPION, ANY)).sha256 == b""
+    assert office.holders() == (b"", second)
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.assign_role(CHALLENGER, first, Wish(etag=configuration.etag(CHAMPION_HEAD)))
+    assert reason_of(refusal) == "ETAG_MISMATCH", "an etag is of one role"
+
+
+@pytest.mark.parametrize("role", [CHAMPION, CHALLENGER])
+async def test_role_is_given_only_to_what_is_stored_and_fits(office: Office, role: ModelRole) -> None:
+    sha256 = (await office.equip())[0]
+    tail = office.log.tail()
+    assert (await office.configuration.assign_role(role, sha256, CHECK)).sha256 == sha256
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.assign_role(role, bytes(32), ANY)
+    assert reason_of(refusal) == "RESOURCE_NOT_FOUND"
+    assert office.log.tail() == tail
+    await office.push("another")
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.assign_role(role, sha256, ANY)
+    assert reason_of(refusal) == "BUNDLE_CONTRACT_MISMATCH"
+    assert office.holders() == (b"", b"")
+
+
+async def test_catalog_must_fit_who_has_a_role_and_is_told_by_which(office: Office) -> None:
+    configuration, (first, second) = office.configuration, await office.equip()
+    for holders, named in (((b"", second), {"challenger"}), ((first, second), {"champion", "challenger"})):
+        for role, sha256 in zip((CHAMPION, CHALLENGER), holders, strict=True):
+            await configuration.assign_role(role, sha256, ANY)
+        tail = office.log.tail()
+        with pytest.raises(TsugiError) as refusal:
+            await office.push("another", CHECK)
+        assert reason_of(refusal) == "CATALOG_INVALID"
+        paths = [violation.path.split(".") for violation in refusal.value.violations]
+        assert {path[0] for path in paths} == named
+        assert {path[1] for path in paths} >= {"manifest"}
+        assert all(f"the {role} in force" in refusal.value.message for role in named)
+        assert office.log.tail() == tail
+    await configuration.assign_role(CHAMPION, b"", ANY)
+    await configuration.assign_role(CHALLENGER, b"", ANY)
+    await office.push("another")
+
+
+async def test_request_id_stands_for_a_change_of_one_role(office: Office) -> None:
+    configuration, (first, second) = office.configuration, await office.equip()
+    for role, other in ((CHAMPION, CHALLENGER), (CHALLENGER, CHAMPION)):
+        wish = Wish(f"given to {role}")
+        changed = await configuration.assign_role(role, first, wish)
+        assert await configuration.assign_role(role, first, wish) == changed._replace(is_duplicate=True)
+        for refused_role, sha256 in ((role, second), (other, first), (other, second), (other, b"")):
+            with pytest.raises(TsugiError) as refusal:
+                await configuration.assign_role(refused_role, sha256, wish)
+            assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+        back = await configuration.rollback_role(role, wish)
+        assert await configuration.rollback_role(role, wish) == back._replace(is_duplicate=True)
+        with pytest.raises(TsugiError) as refusal:
+            await configuration.rollback_role(other, wish)
+        assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+    assert office.holders() == (b"", b"")
+
+
+async def test_request_id_for_both_roles_at_once_is_one_change(office: Office) -> None:
+    sha256 = (await office.equip())[0]
+    office.current()
+    office.committer.is_held = True
+    rivals = [
+        asyncio.create_task(office.configuration.assign_role(role, sha256, Wish("both")))
+        for role in (CHAMPION, CHALLENGER)
+    ]
+    await office.committer.until_held(2)
+    office.committer.commit()
+    results = await asyncio.gather(*rivals, return_exceptions=True)
+    (refusal,) = [result for result in results if isinstance(result, TsugiError)]
+    assert refusal.reason == ErrorReason.ERROR_REASON_IDEMPOTENCY_KEY_REUSED
+    assert sorted(office.holders()) == [b"", sha256]
+
+
+async def test_request_id_of_a_log_that_knew_one_role_is_still_known(office: Office) -> None:
+    sha256 = (await office.equip())[0]
+    # As it was written when only the champion could be assigned.
+    message = ModelRoleChange(role=1, bundle_sha256=sha256)
+    draft = Draft(
+        RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE,
+        message.SerializeToString(),
+        TOKEN_KEY.record_key(b"assign_model_role", b"", "of old"),
+        hashlib.blake2b(sha256, digest_size=16).digest(),
+        head="role/champion",
+    )
+    (receipt,) = office.log.append([draft], 0)
+    again = await office.configuration.assign_role(CHAMPION, sha256, Wish("of old"))
+    assert again == Changed(sha256, receipt.lsn, receipt.lsn, is_duplicate=True)
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.assign_role(CHALLENGER, sha256, Wish("of old"))
+    assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from server.catalog.catalog import NOW_FACT, Catalog
 from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
 from server.decisioning.decide import EXPLORE, RANDOM_CONTROL
-from server.decisioning.gather import Asked, Batch, gather_profile, gather_request, is_random_control
+from server.decisioning.gather import Asked, Batch, assign, gather_profile, gather_request
 from server.errors import TsugiError
 from server.profiles.erased import NOBODY
 from server.profiles.identity import identity_key
@@ -220,24 +220,29 @@ def test_columns_lie_in_request_order(catalog: Catalog, loop: asyncio.AbstractEv
         batch.add(asked, seed=(1 << 64) - 1 - i, state_lsn=1)
     questions = batch.questions()
     greedy, mail = catalog.placement_rows["greedy"], catalog.placement_rows["mail"]
-    assert questions.heads.tolist() == [[2, EXPLORE, -1], [1, EXPLORE, 0], [1, EXPLORE, -1]]
-    assert questions.asks.tolist() == [[greedy, 2], [mail, 1], [greedy, 1], [greedy, 1]]
+    assert questions.heads.tolist() == [[2, EXPLORE, -1, 0], [1, EXPLORE, 0, 0], [1, EXPLORE, -1, 0]]
+    assert questions.asks.tolist() == [[greedy, 2, 0], [mail, 1, 0], [greedy, 1, 0], [greedy, 1, 0]]
     assert questions.listings.shape == (1, 4)
     assert questions.seeds.tolist() == [(1 << 64) - 1 - i for i in range(3)]
     assert questions.facts.shape[0] == 3
 
 
-def test_random_control_has_its_share_and_stays(catalog: Catalog) -> None:
+def test_random_control_has_its_share_and_stays(catalog: Catalog, loop: asyncio.AbstractEventLoop) -> None:
+    def is_control(catalog: Catalog, person: bytes) -> bool:
+        asked = ask(loop)
+        assign(asked, catalog, person)
+        return asked.mode == RANDOM_CONTROL
+
     control = catalogs.compiled(randomControl={"share": 0.3, "salt": "one"})
     other = catalogs.compiled(randomControl={"share": 0.3, "salt": "two"})
     people = [i.to_bytes(16, "big") for i in range(4_000)]
-    chosen = [is_random_control(control, person) for person in people]
-    assert chosen == [is_random_control(control, person) for person in people]
+    chosen = [is_control(control, person) for person in people]
+    assert chosen == [is_control(control, person) for person in people]
     assert 0.27 < np.mean(chosen) < 0.33  # four standard deviations
-    both = np.mean([is_random_control(other, person) for person, is_in in zip(people, chosen, strict=True) if is_in])
+    both = np.mean([is_control(other, person) for person, is_in in zip(people, chosen, strict=True) if is_in])
     assert 0.24 < both < 0.36, "another salt draws other people"
-    assert not any(is_random_control(catalog, person) for person in people)
-    assert not is_random_control(control, b""), "nobody is in no control"
+    assert not any(is_control(catalog, person) for person in people)
+    assert not is_control(control, b""), "nobody is in no control"
 
 
 def test_person_not_known_yet_is_in_the_control_by_the_first_identity(
@@ -252,6 +257,8 @@ def test_person_not_known_yet_is_in_the_control_by_the_first_identity(
             gather_request(asked, batch)
             gather_profile(asked, batch, snapshot, NOBODY)
             key = identity_key(Identity(namespace="browser_id", value=str(i)))
-            assert asked.mode == (RANDOM_CONTROL if is_random_control(control, key) else EXPLORE)
+            same = ask(loop)
+            assign(same, control, key)
+            assert asked.mode == same.mode
             modes.add(asked.mode)
     assert modes == {RANDOM_CONTROL, EXPLORE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +12,41 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from server.catalog.compile import serialise
-from server.decisioning.live import CATALOG_HEAD, CHAMPION_HEAD, Live, Watcher
+from server.catalog.loading import load_catalog
+from server.decisioning.live import CATALOG_HEAD, ROLE_HEADS, Heads, Live, Watcher
 from server.registry.blobs import Blobs
 from server.storage.memory import MemoryLog
 from server.storage.record import Draft
-from tests.support import catalogs, sports_retail
+from tests.support import bundles, catalogs, sports_retail
 from tests.support.running import until
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
-from tsugi.log.v1.record_pb2 import CatalogChange, ModelRoleChange, RecordKind
+from tsugi.log.v1.record_pb2 import CatalogChange, DecisionRecord, ModelRoleChange, RecordKind
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_service_pb2 import DecideResponse
 from tsugi.v1.model_pb2 import ModelRole
+
+CHAMPION, CHALLENGER = ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER
+
+
+class MovingLog(MemoryLog):
+    """A log that others write to between two readings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_catalog: list[Callable[[], None]] = []  # each is done once, while somebody asks for the catalog's head
+
+    def head(self, name: str) -> int:
+        head = super().head(name)
+        if name == CATALOG_HEAD and self.at_catalog:
+            self.at_catalog.pop()()
+        return head
 
 
 class Bench:
     """A watcher with everything it looks at."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = MemoryLog()
+        self.log = MovingLog()
         self.registry = folder / "registry"
         self.blobs = Blobs(self.registry)
         self.arrays = folder / "arrays.binpb"
@@ -46,10 +63,10 @@ class Bench:
         payload = CatalogChange(catalog_sha256=sha256).SerializeToString()
         self.log.append([Draft(RecordKind.RECORD_KIND_CATALOG_CHANGE, payload, head=CATALOG_HEAD)], 0)
 
-    def assign(self, sha256: bytes) -> None:
-        """Make a bundle the champion."""
-        payload = ModelRoleChange(role=ModelRole.MODEL_ROLE_CHAMPION, bundle_sha256=sha256).SerializeToString()
-        self.log.append([Draft(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, payload, head=CHAMPION_HEAD)], 0)
+    def assign(self, sha256: bytes, role: ModelRole = CHAMPION) -> None:
+        """Give a role to a bundle."""
+        payload = ModelRoleChange(role=role, bundle_sha256=sha256).SerializeToString()
+        self.log.append([Draft(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, payload, head=ROLE_HEADS[role])], 0)
 
     def publish(self, data: bytes) -> None:
         """Publish as the learner does: whole or not at all."""
@@ -113,7 +130,7 @@ def test_nothing_is_served_before_the_first_catalog(bench: Bench) -> None:
     sha256 = bench.push(catalogs.message())
     served = bench.poll()
     assert served is not None
-    assert (served.catalog.sha256, served.catalog_lsn, served.champion_lsn) == (sha256, 1, 0)
+    assert (served.catalog.sha256, served.heads) == (sha256, Heads(1, 0, 0))
     assert weight_of(served) == 0.5, "arrays that were there already"
 
 
@@ -150,7 +167,7 @@ def test_change_of_champion_is_taken_and_told(bench: Bench) -> None:
     served = bench.poll()
     assert served is not None
     assert served.models.champion.sha256 == sha256
-    assert served.champion_lsn == served.lsn == 2
+    assert served.heads.champion_lsn == served.lsn == 2
     (use,) = DecideResponse.FromString(served.reply_bytes).model_revisions
     assert (use.role, use.revision) == (ModelRole.MODEL_ROLE_CHAMPION, sha256.hex())
     bench.assign(b"")
@@ -158,6 +175,122 @@ def test_change_of_champion_is_taken_and_told(bench: Bench) -> None:
     assert served is not None
     assert not served.models.champion.sha256
     assert not DecideResponse.FromString(served.reply_bytes).model_revisions
+
+
+@pytest.fixture
+def judged(bench: Bench) -> tuple[bytes, bytes]:
+    """A catalog with a champion and a challenger, which are not served yet."""
+    bench.push(load_catalog(bundles.CATALOG))
+    champion, challenger = (
+        bench.blobs.put(bundles.good_bundle(hidden=(width,)).SerializeToString()) for width in (8, 16)
+    )
+    bench.assign(champion)
+    bench.assign(challenger, CHALLENGER)
+    return champion, challenger
+
+
+def test_challenger_serves_beside_the_champion_over_the_same_arrays(bench: Bench, judged: tuple[bytes, bytes]) -> None:
+    bench.publish(sealed(arrays(0.5)))
+    served = bench.poll()
+    assert served is not None
+    assert served.challenger is not None
+    assert (served.heads, served.lsn) == (Heads(1, 2, 3), 3)
+    for part, role, sha256 in zip((served.champion, served.challenger), (CHAMPION, CHALLENGER), judged, strict=True):
+        assert part.models.champion.sha256 == sha256
+        assert part.models.correction_weights is served.models.correction_weights
+        assert part.models.learner_epoch == 1
+        reply = DecideResponse.FromString(part.reply_bytes)
+        assert reply.catalog_revision == served.catalog.revision
+        assert [(use.role, use.revision) for use in reply.model_revisions] == [
+            (role, sha256.hex()), (ModelRole.MODEL_ROLE_LEARNER, "1")
+        ]  # fmt: skip
+        provenance = DecisionRecord.FromString(part.provenance_bytes).provenance
+        told = (provenance.champion_sha256, provenance.challenger_sha256)
+        assert told == ((sha256, b"") if role == CHAMPION else (b"", sha256))
+        assert (provenance.catalog_sha256, provenance.learner_epoch) == (served.catalog.sha256, 1)
+    bench.publish(sealed(arrays(0.75, 2)))
+    again = bench.poll()
+    assert again is not None
+    assert again.challenger is not None
+    assert again.challenger.models.champion is served.challenger.models.champion
+    assert again.challenger.models.learner_epoch == again.models.learner_epoch == 2
+
+
+def test_model_that_serves_in_one_role_is_not_loaded_again_for_the_other(
+    bench: Bench, judged: tuple[bytes, bytes]
+) -> None:
+    before = bench.poll()
+    assert before is not None
+    assert before.challenger is not None
+    bench.assign(judged[1])
+    bench.assign(b"", CHALLENGER)
+    after = bench.poll()
+    assert after is not None
+    assert after.models.champion is before.challenger.models.champion
+    assert after.challenger is None
+    assert after.lsn == 5
+    (use,) = DecideResponse.FromString(after.reply_bytes).model_revisions
+    assert (use.role, use.revision) == (CHAMPION, judged[1].hex())
+
+
+@pytest.mark.parametrize("fault", ["absent", "altered", "does not fit"])
+def test_challenger_that_cannot_be_used_is_missing_told_once_and_hinders_nobody(
+    bench: Bench, judged: tuple[bytes, bytes], logs: list[EventDict], fault: str
+) -> None:
+    other = sports_retail.bundle() if fault == "does not fit" else b"not a bundle"
+    sha256 = bytes(32) if fault == "absent" else bench.blobs.put(other)
+    if fault == "altered":
+        (bench.registry / sha256.hex()).write_bytes(b"something else")
+    bench.assign(sha256, CHALLENGER)
+    for epoch in (1, 2):
+        bench.publish(sealed(arrays(0.5, epoch)))
+        served = bench.poll()
+        assert served is not None
+        assert served.challenger is None
+        assert (served.models.champion.sha256, served.models.learner_epoch) == (judged[0], epoch)
+        assert served.lsn == 4, "whoever waits for the change need not wait longer"
+    assert [entry["event"] for entry in logs] == ["challenger_unavailable"]
+    bench.assign(judged[1], CHALLENGER)
+    served = bench.poll()
+    assert served is not None
+    assert served.challenger is not None
+    assert served.challenger.models.champion.sha256 == judged[1]
+
+
+def test_challenger_that_a_new_catalog_does_not_fit_is_missing_and_comes_back(
+    bench: Bench, judged: tuple[bytes, bytes]
+) -> None:
+    bench.poll()
+    bench.push(catalogs.message())
+    served = bench.poll()
+    assert served is not None
+    assert served.challenger is None
+    assert served.models.champion.is_unavailable
+    bench.push(load_catalog(bundles.CATALOG))
+    served = bench.poll()
+    assert served is not None
+    assert served.challenger is not None
+    assert served.challenger.models.champion.sha256 == judged[1]
+    assert served.models.champion.sha256 == judged[0]
+
+
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize(("role", "heads"), [(CHAMPION, Heads(4, 5, 3)), (CHALLENGER, Heads(4, 2, 5))])
+def test_set_claims_no_change_that_it_has_passed_over(bench: Bench, role: ModelRole, heads: Heads) -> None:
+    bench.poll()
+    n_swaps = len(bench.swaps)
+
+    def write() -> None:
+        bench.push(catalogs.message())
+        bench.assign(b"", role)
+
+    # The catalog's head is read before both changes, the role's after them: a set of these would miss the catalog.
+    bench.log.at_catalog.append(write)
+    bench.watcher.poll()
+    assert len(bench.swaps) == n_swaps, "nothing is taken before two readings agree"
+    served = bench.poll()
+    assert served is not None
+    assert served.heads == heads
 
 
 def test_published_arrays_are_taken_once_and_told(bench: Bench) -> None:
@@ -241,6 +374,10 @@ def test_champion_that_does_not_fit_is_missing_and_told(bench: Bench, logs: list
     assert served is not None
     assert served.models.champion.is_unavailable
     assert "champion_does_not_fit_catalog" in [entry["event"] for entry in logs]
+    bench.assign(b"")
+    served = bench.poll()
+    assert served is not None
+    assert not served.models.champion.is_unavailable, "nobody is to have the role, so nobody is missing"
 
 
 def test_watcher_sees_by_itself_and_ends_when_told(bench: Bench) -> None:

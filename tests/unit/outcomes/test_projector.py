@@ -17,6 +17,7 @@ from tests.support.histories import SECOND_US, START_US, erase
 from tests.support.projecting import ANNA, BERTA, CATALOG, CATALOGS, ONE, OTHER, World, load_catalog
 from tsugi.log.v1.record_pb2 import RecordKind
 from tsugi.requests import event
+from tsugi.v1.model_pb2 import ModelRole
 
 
 @pytest.fixture
@@ -154,13 +155,14 @@ def stored_facts(world: World, key: bytes) -> tuple[bytes, str]:
         return stored.layout, str(stored.facts.tolist())
 
 
-def test_configuration_lsn_is_that_of_the_last_change_of_catalog_or_role(world: World) -> None:
-    role = world.history.assign_champion()
+@pytest.mark.parametrize("role", [ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER])
+def test_configuration_lsn_is_that_of_the_last_change_of_catalog_or_role(world: World, role: ModelRole) -> None:
+    role_lsn = world.history.assign_role(role)
     world.history.know(ANNA)
     world.history.record(RecordKind.RECORD_KIND_MODEL_PUSHED, b"")
     world.history.tick()
     world.project()
-    assert world.projector.applied == (world.log.tail().lsn, START_US, role)
+    assert world.projector.applied == (world.log.tail().lsn, START_US, role_lsn)
     catalog = world.history.put_in_force(OTHER)
     world.project()
     assert world.projector.applied.configuration_lsn == catalog

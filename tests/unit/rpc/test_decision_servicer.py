@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import json_format
 
 from server.decisioning.recorded import DecisionReader
+from server.decisioning.triggers import Triggers
 from server.errors import TsugiError
 from server.outcomes.ingest import Ingest
 from server.rpc.decision_servicer import BATCH_TOGETHER, STREAM_DECISIONS_MAX, DecisionServicer
@@ -75,8 +76,10 @@ class Counter:
             catalog=lambda: live.catalog if live is not None else None,
             clock_us=lambda: NOW_US,
         )
-        nothing: Any = None  # nobody reads decisions back here
-        self.servicer = DecisionServicer(desk.service, cast(DecisionReader, nothing), ingest, lambda: NOW_US)
+        nothing: Any = None  # nobody reads decisions back here, or subscribes
+        self.servicer = DecisionServicer(
+            desk.service, cast(DecisionReader, nothing), cast(Triggers, nothing), ingest, lambda: NOW_US
+        )
 
     async def decide(self, left_s: float | None = 5.0, **changes: Any) -> DecideResponse:
         """Decide one request."""

@@ -20,9 +20,7 @@ from tsugi.v1.error_reason_pb2 import ErrorReason
 SERVER = Path(__file__).parents[3] / "server"
 METADATA_BYTES_MAX = 8 * 1024  # what callers' libraries take by default
 # Reasons that nothing raises yet, with why they stand in the enum.
-UNRAISED = {
-    "ERROR_REASON_DRAINING": "a draining worker refuses nothing: it answers what its connections still ask",
-}
+UNRAISED: dict[str, str] = {}
 REASONS = [reason for reason in ErrorReason.values() if reason != ErrorReason.ERROR_REASON_UNSPECIFIED]
 
 

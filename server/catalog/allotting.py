@@ -1,0 +1,106 @@
+"""Who is in which branch of an experiment, and that only those move who must.
+
+People are spread over buckets by a salted hash, and each bucket belongs to a branch or to none. When shares change,
+buckets of what shrinks are given to what grows and no other bucket moves, which no fixed rule over a hash can do for
+more than two groups; so the buckets are recorded with the catalog change (``CatalogChange.allotments``), each made from
+the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from server.catalog.catalog import BUCKETS, Catalog, Experiment
+from tsugi.log.v1.record_pb2 import Allotment
+from tsugi.v1 import catalog_pb2
+
+NO_BRANCH: Final = 0
+
+
+def allot(experiment: catalog_pb2.Experiment, before: Allotment | None = None) -> Allotment:
+    """Give each branch as many buckets as its share, moving as few as can be.
+
+    Args:
+        experiment: without faults.
+        before: who had what until now; None, or one of another salt: nobody had anything.
+
+    Returns:
+        One that follows from the arguments alone. Cost: some 5 ms.
+    """
+    branches = [branch.name for branch in experiment.branches]
+    salt = experiment.salt or experiment.name
+    owners = _carried(branches, before) if before is not None and before.salt == salt else [NO_BRANCH] * BUCKETS
+    due = _due([branch.share for branch in experiment.branches])
+    # Which buckets a branch gives up or takes is drawn by lot: in the order of a hash of salt and bucket.
+    order = sorted(range(BUCKETS), key=lambda bucket: _lot(salt, bucket))
+    held = [0] * (len(branches) + 1)
+    for bucket in order:
+        owner = owners[bucket]
+        held[owner] += 1
+        if held[owner] > due[owner]:
+            held[owner] -= 1
+            owners[bucket] = -1  # too many: to be given away
+    growing = [owner for owner, n in enumerate(due) for _ in range(n - held[owner])]
+    for bucket in order:
+        if owners[bucket] < 0:
+            owners[bucket] = growing.pop()
+    assert not growing, "what shrinks gives up as much as what grows takes"
+    return Allotment(experiment=experiment.name, salt=salt, branches=branches, buckets=bytes(owners))
+
+
+def allot_all(message: catalog_pb2.Catalog, before: Iterable[Allotment]) -> list[Allotment]:
+    """Allot every experiment of a catalog, each from its own allotment before."""
+    earlier = {allotment.experiment: allotment for allotment in before}
+    return [allot(experiment, earlier.get(experiment.name)) for experiment in message.experiments]
+
+
+def with_allotments(catalog: Catalog, allotments: Iterable[Allotment]) -> Catalog:
+    """Return the catalog with people assigned as recorded; experiments that are not recorded keep their own."""
+    recorded = {allotment.experiment: allotment.buckets for allotment in allotments}
+    if not recorded:
+        return catalog
+    experiments = tuple(
+        dataclasses.replace(each, buckets=recorded.get(each.name, each.buckets)) for each in catalog.experiments
+    )
+    return dataclasses.replace(catalog, experiments=experiments)
+
+
+def blend_of(experiments: Sequence[Experiment], subject: bytes) -> int:
+    """Return the blend that decides for a person.
+
+    Args:
+        experiments: of the catalog in force.
+        subject: the key of the identity that begins the profile, or for a person not known yet of the first one
+            named; empty: nobody, who is in no experiment.
+
+    Cost: some 1 µs an experiment.
+    """
+    if not subject:
+        return 0
+    return sum([each.buckets[bucket_of(each.salt, subject)] * each.stride for each in experiments])
+
+
+def bucket_of(salt: str, subject: bytes) -> int:
+    """Return the bucket of an experiment that a person is in, for ever."""
+    digest = hashlib.blake2b(subject, key=salt.encode(), digest_size=8, person=b"experiment").digest()
+    return int.from_bytes(digest, "little") * BUCKETS >> 64
+
+
+def _carried(branches: Sequence[str], before: Allotment) -> list[int]:
+    """Return who owns each bucket, in the numbers of the branches there are now."""
+    numbers = {name: number for number, name in enumerate(branches, start=1)}
+    renumbered = bytes([NO_BRANCH, *(numbers.get(name, NO_BRANCH) for name in before.branches)])
+    return [renumbered[owner] for owner in before.buckets]
+
+
+def _due(shares: Sequence[float]) -> list[int]:
+    """Return how many buckets each branch is due; before them how many are nobody's."""
+    due = [round(share * BUCKETS) for share in shares]
+    return [BUCKETS - sum(due), *due]
+
+
+def _lot(salt: str, bucket: int) -> bytes:
+    return hashlib.blake2b(bucket.to_bytes(4, "little"), key=salt.encode(), digest_size=8, person=b"lot").digest()
