@@ -40,6 +40,11 @@ class Budgets:
         self._known: list[int] = []  # what each counter stands at, with what is promised
         self._exploring: dict[int, int] = {}  # placement row → its place in the lists
 
+    @property
+    def are_any(self) -> bool:
+        """Whether the catalog last looked at has budgets."""
+        return bool(self._limits)
+
     def look(self, catalog: Catalog, now_us: int) -> None:
         """Read what is spent, once for the decisions of a flush. Cost: nothing without budgets; some 3 µs otherwise."""
         terms = catalog.budgets

@@ -99,6 +99,8 @@ def _told(decision: DecisionRecord, lsn: int) -> GetDecisionResponse:
         model_revisions=model_uses(made_with),
         build=made_with.build,
         random_control=decision.random_control,
+        assignments=decision.assignments,
+        holdouts=decision.holdouts,
         slots=[
             Slot(
                 placement=asked.placements[slot.placement_index].placement,

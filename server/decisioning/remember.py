@@ -133,10 +133,11 @@ class Views:
             reply=reply_bytes if asked.request.request_id else b"",
             held_targets=_held(asked, catalog),
             claimed_subjects=asked.claimed.subjects if asked.claimed is not None else (),
-            holdouts=asked.holdouts,
-            budgets=_budgets(asked, catalog),
-            exploration_spent=[i for i, mark in enumerate(asked.marks) if mark & BUDGET_SPENT],
         )
+        if asked.holdouts or asked.budgets or any(asked.marks):
+            plain.holdouts.extend(asked.holdouts)
+            plain.budgets.extend(_budgets(asked, catalog))
+            plain.exploration_spent.extend(i for i, mark in enumerate(asked.marks) if mark & BUDGET_SPENT)
         first_slot = slot
         parts = [plain.SerializeToString(), self._served.provenance_bytes, catalog.blends.record_bytes[asked.blend]]
         columns.splice(parts, q, ask, len(asked.asks), asked.explores_by(THOMPSON, catalog))

@@ -15,14 +15,16 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import structlog
 
 from server import telemetry
+from server.catalog.catalog import Catalog
 from server.decisioning import claims, reply
 from server.decisioning.budgets import Budgets
+from server.decisioning.claims import Chosen
 from server.decisioning.decide import NO_EXPLORATION, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import Live, Served
@@ -46,6 +48,7 @@ STALE_POLL_S: Final = 0.002
 LEARNER_STALE_US: Final = 10_000_000
 REQUEST_S_WEIGHT: Final = 0.05  # of the newest flush in the running mean: it follows a change within some 20 flushes
 
+_NO_REPLY: Final = b""
 _DEGRADATION_LABELS = {number: Degradation.Name(number).removeprefix("DEGRADATION_") for number in Degradation.values()}
 
 
@@ -297,20 +300,25 @@ class DecisionService:
         views = Views(batch, decisions, live.catalog, served)
         # All of them before the first is answered: where one fails, all are decided again alone, and none twice.
         replies = [views.reply(q, self._token_key) for q in range(len(batch.asked))]
+        is_taking = live.catalog.profiles.contacts.strict or self._budgets.are_any
         for q, (asked, reply_bytes) in enumerate(zip(batch.asked, replies, strict=True)):
-            if asked.request.preview:
-                asked.answer(reply_bytes)
+            if is_taking and not asked.request.preview and not self._take(asked, views.chosen(q), live.catalog):
+                replies[q] = _NO_REPLY
                 continue
-            chosen = views.chosen(q)
-            asked.claimed = claims.claim(chosen, asked.parts, asked.leader, live.catalog)
-            if asked.claimed is not None and not claims.fits(asked.claimed, len(asked.subjects)):
-                asked.refuse(limit_exceeded("placements", len(asked.claimed.subjects), claims.MAX, "strict contacts"))
-                continue
-            if Degradation.DEGRADATION_DECISION_NOT_RECORDED not in asked.degradations:
-                asked.spent = self._budgets.spend(asked, chosen, live.catalog)
-            if not _waits_for_disk(asked):
+            if asked.request.preview or not _waits_for_disk(asked):
                 asked.answer(reply_bytes)
         asyncio.get_running_loop().call_soon(self._remember, batch, views, replies)
+
+    def _take(self, asked: Asked, chosen: Sequence[Chosen], catalog: Catalog) -> bool:
+        """Note what a decision claims and spends, and say whether it can; where it cannot it is refused."""
+        asked.claimed = claims.claim(chosen, asked.parts, asked.leader, catalog)
+        if asked.claimed is not None and not claims.fits(asked.claimed, len(asked.subjects)):
+            asked.refuse(limit_exceeded("placements", len(asked.claimed.subjects), claims.MAX, "strict contacts"))
+            asked.claimed = None
+            return False
+        if Degradation.DEGRADATION_DECISION_NOT_RECORDED not in asked.degradations:
+            asked.spent = self._budgets.spend(asked, chosen, catalog)
+        return True
 
     def _remember(self, batch: Batch, views: Views, replies: list[bytes]) -> None:
         """Queue the records; a durable decision answers when its record is on disk."""
@@ -319,6 +327,8 @@ class DecisionService:
             for number in asked.degradations:
                 telemetry.DEGRADATIONS.labels(_DEGRADATION_LABELS[number]).inc()
             if asked.request.preview or Degradation.DEGRADATION_DECISION_NOT_RECORDED in asked.degradations:
+                continue
+            if reply_bytes is _NO_REPLY:  # refused: there is nothing to remember
                 continue
             try:
                 draft = _draft(asked, views.record(q, reply_bytes))

@@ -33,6 +33,9 @@ ELSEWHERE: dict[str, Any] = {  # what the chapter takes for granted
 }  # fmt: skip
 
 
+NOON_US = 43_200_000_000  # of the first day
+
+
 def yaml(text: str) -> dict[str, Any]:
     parsed: dict[str, Any] = YAML(typ="safe", pure=True).load(text)
     return parsed
@@ -42,19 +45,29 @@ def yaml(text: str) -> dict[str, Any]:
 def catalog() -> Catalog:
     parts = yaml((ROOT / "tests/golden/fragments/retail.yaml").read_text()) | ELSEWHERE
     blocks = re.findall(r"^```yaml\n(.*?)^```", CHAPTER, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 7
     for block in blocks:
         parts |= yaml(block)
     return compile_catalog(json_format.ParseDict(parts, catalog_pb2.Catalog()))
 
 
-def ask(catalog: Catalog, age: float, tier: str, basket: float, consents: tuple[Consent, ...] = ()) -> Answer:
+def ask(
+    catalog: Catalog,
+    age: float,
+    tier: str,
+    basket: float,
+    consents: tuple[Consent, ...] = (),
+    *,
+    number: str = "1",
+    spent: int = 0,
+) -> Answer:
     desk = Desk(catalog, champion=given_champion(catalog, {"travel_cover": 0.5, "voucher": 0.2}, "click"))
-    desk.meet(Person({"age": age, "tier": tier}, {"customer_number": "1"}, consents))
+    desk.meet(Person({"age": age, "tier": tier}, {"customer_number": number}, consents))
+    desk.spend("vouchers", spent, NOON_US)
     request = decide_request(
-        {"home": 3, "agent": 1}, identities=[("customer_number", "1")], context={"basket_total": basket}
+        {"home": 3, "agent": 1}, identities=[("customer_number", number)], context={"basket_total": basket}
     )
-    return desk.ask(request)
+    return desk.ask(request, NOON_US)
 
 
 def told(answer: Answer) -> list[str]:
@@ -76,3 +89,32 @@ def test_each_layer_names_its_reason(catalog: Catalog, age: float, tier: str, ba
     answer = ask(catalog, age, tier, basket)
     assert answer.refused == {"travel_cover": f"REFUSAL_REASON_{reason}"}
     assert told(answer) == ["voucher"]
+
+
+def test_value_follows_the_basket_and_the_tier(catalog: Catalog) -> None:
+    slots = {slot.action: slot for slot in ask(catalog, 34, "gold", 30.0).reply.slots if slot.action}
+    assert (slots["voucher"].value, slots["travel_cover"].value) == (3.0, 40.0)
+    assert ask(catalog, 34, "silver", 30.0).reply.slots[1].value == 20.0
+
+
+def test_paced_budget_is_half_released_at_noon(catalog: Catalog) -> None:
+    assert told(ask(catalog, 34, "gold", 30.0, spent=499)) == ["voucher", "travel_cover"]
+    answer = ask(catalog, 34, "gold", 30.0, spent=500)
+    assert answer.refused["voucher"] == "REFUSAL_REASON_BUDGET_SPENT"
+    assert told(answer) == [], "and what requires the voucher is not said either"
+
+
+def test_people_are_in_the_branches_they_are_said_to_be_in(catalog: Catalog) -> None:
+    answers = [ask(catalog, 34, "gold", 30.0, number=str(number)) for number in range(150)]
+    held_out = [answer for answer in answers if answer.record.holdouts]
+    assert 0 < len(held_out) < 25
+    assert all(told(answer) == [] for answer in held_out)
+    branches = {branch.name: 0 for branch in catalog.message.experiments[0].branches}
+    for answer in answers:
+        for assignment in answer.reply.assignments:
+            branches[assignment.branch] += 1
+        lever = 2.0 if any(each.branch == "loud" for each in answer.reply.assignments) else 1.0
+        for slot in answer.reply.slots:
+            if slot.action == "travel_cover":
+                assert slot.priority == pytest.approx(0.5 * 40.0 * lever)
+    assert all(0 < n < 40 for n in branches.values())

@@ -401,3 +401,25 @@ async def test_champion_that_fails_is_replaced_by_base_rates_and_told() -> None:
 
 async def test_missing_learner_is_told() -> None:
     assert Degradation.DEGRADATION_LEARNER_STALE in (await Desk().decide()).degradations
+
+
+async def test_more_strict_contacts_than_a_record_can_hold_are_refused_and_leave_no_record() -> None:
+    strict = {
+        "name": "once",
+        "scope": "CONTACT_SCOPE_EACH_ACTION",
+        "cap": {"countMax": 1, "span": "60s", "strict": True},
+    }
+    desk = Desk(
+        catalog=catalogs.compiled(
+            actions=[{"name": f"a{i}", "treatments": [{"name": "only", "channel": "web"}]} for i in range(40)],
+            placements=[{"name": f"p{i}", "channel": "web", "goal": "click", "countMax": 4} for i in range(10)],
+            contactPolicies=[strict],
+        )
+    )
+    everything = [{"placement": f"p{i}", "count": 4} for i in range(10)]
+    with pytest.raises(TsugiError) as caught:
+        await desk.ask(placements=everything, identities=person("7"))
+    assert caught.value.reason == ErrorReason.ERROR_REASON_LIMIT_EXCEEDED
+    assert caught.value.violations[0].path == "placements"
+    assert await desk.records() == []
+    assert not desk.committer.queue_records
