@@ -235,15 +235,17 @@ class _Seen:
                         GoalStanding(goal=goal, propensity=float(propensities[i]), weight=goal_weight)
                         for goal, goal_weight, propensities in self._goals[ask]
                     ],
-                    closed_by=[
-                        self._closed_by[place].get(row, "")
-                        for place, slot in enumerate(self._record.slots)
-                        if slot.placement_index == ask
-                    ],
+                    closed_by=self._closed(ask, row),
                     contributions=[] if self._contributions is None else self._contributions(ask, i, row),
                 )
             )
         return standings
+
+    def _closed(self, ask: int, row: int) -> list[str]:
+        """Return what closed each slot of a placement to a survivor; nothing where none was closed to it."""
+        slots = zip(self._record.slots, self._closed_by, strict=True)
+        closed = [closings.get(row, "") for slot, closings in slots if slot.placement_index == ask]
+        return closed if any(closed) else []
 
     def _value(self, row: int) -> float:
         program = int(self._catalog.actions.value_programs[row])
