@@ -25,6 +25,7 @@ from server.config import Settings
 from server.control import BEAT_S, ControlPage, Heart
 from server.decisioning import live, service
 from server.decisioning.configuration import Configuration
+from server.decisioning.contributions import Corrections
 from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
 from server.decisioning.triggers import Triggers
@@ -170,8 +171,14 @@ class _Worker:
                 n_workers=settings.serve.workers or os.cpu_count() or 1,
             ),
         )
+        self._corrections = Corrections()
         self._decision_reader = DecisionReader(
-            log=self._log, store=self._store, token_key=token_key, blobs=blobs, catalog=self._catalog
+            log=self._log,
+            store=self._store,
+            token_key=token_key,
+            blobs=blobs,
+            live=lambda: self._decisions.live,
+            corrections=self._corrections,
         )
         self._triggers = Triggers(
             log=self._log, store=self._store, decisions=self._decisions, token_key=token_key, clock_us=wall_us
@@ -247,6 +254,7 @@ class _Worker:
 
     def _take(self, new: live.Live) -> None:
         self._decisions.take(new)
+        self._corrections.keep(new.catalog, new.models)
         self._control.serve(self._place.slot, new.lsn)
 
     def _on_log_failure(self) -> None:

@@ -8,7 +8,7 @@ way; it changes nothing anywhere.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -27,6 +27,7 @@ from server.catalog.catalog import (
 )
 from server.catalog.evaluation import NO, YES, compare, evaluate
 from server.decisioning import contact_policy, worth
+from server.decisioning.contributions import Contributing, Contributions, mostly
 from server.decisioning.decide import BUDGET_SPENT
 from server.decisioning.recall import recall, row_type_of
 from server.decisioning.variation import varied_exploration, varied_rule
@@ -35,7 +36,6 @@ from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import RefusalReason
 from tsugi.v1.decision_service_pb2 import (
     CandidateExplanation,
-    Contribution,
     DecideRequest,
     Explanation,
     FactReading,
@@ -92,24 +92,23 @@ _IN_WORDS: Final[dict[int, str]] = {
 }
 
 
-Contributing = Callable[[int, int, int], list[Contribution]]
-
-
 def explain(record: DecisionRecord, catalog: Catalog, contributing: Contributing | None = None) -> Explanation:
     """Explain one decision.
 
     Args:
         record: as the log keeps it.
         catalog: the revision it was decided under.
-        contributing: gives what each fact did to a candidate's propensity, for a placement asked for, the candidate's
-            place among the survivors and its row; None: nothing is told of that.
+        contributing: gives what each fact did to the propensities of survivors, see contributions.contribute; None:
+            nothing is told of that.
 
-    Cost: some 50 µs a candidate.
+    Cost: some 50 µs a candidate, beside that of contributing.
     """
-    seen = _Seen(record, catalog, contributing)
+    seen = _Seen(record, catalog)
     chosen = [slot.row for slot in record.slots if slot.HasField("row")]
     best = seen.by_priority()
-    explained = {*best[:EXPLAINED_MAX], *chosen}
+    explained = dict.fromkeys([*chosen, *best[:EXPLAINED_MAX]])
+    if contributing is not None:
+        seen.contributions = contributing([seen.index[row] for row in explained])
     candidates = [
         CandidateExplanation(
             action=catalog.actions.names[row], standings=seen.standings(row) if row in explained else ()
@@ -127,10 +126,10 @@ def explain(record: DecisionRecord, catalog: Catalog, contributing: Contributing
 class _Seen:
     """A record's columns, and what follows from them."""
 
-    def __init__(self, record: DecisionRecord, catalog: Catalog, contributing: Contributing | None) -> None:
+    def __init__(self, record: DecisionRecord, catalog: Catalog) -> None:
         self._record = record
         self._catalog = catalog
-        self._contributions = contributing
+        self.contributions: Contributions = {}
         self._request = DecideRequest.FromString(record.request)
         questions, self._again = recall(record, catalog)
         self._facts: Doubles = questions.facts[0]
@@ -148,7 +147,7 @@ class _Seen:
         self._values = np.empty(len(catalog.values.columns()[-1]) - 1)
         worth.evaluate(self._facts, *catalog.rules.columns(), *catalog.values.columns(), self._values)
         self._goals = self._by_goal(self._again.other_propensities)
-        self._index = {row: i for i, row in enumerate(self.rows.tolist())}
+        self.index = {row: i for i, row in enumerate(self.rows.tolist())}
         self._messages = {action.name: action for action in catalog.message.actions}
         self._groups = {group.name: group for group in catalog.message.action_groups}
         self._atoms = compare(self._facts, *catalog.rules.columns()[:4])
@@ -212,7 +211,7 @@ class _Seen:
 
     def standings(self, row: int) -> list[Standing]:
         """Return how a survivor stood in each placement it can be said in."""
-        catalog, i = self._catalog, self._index[row]
+        catalog, i = self._catalog, self.index[row]
         standings = []
         for ask, placement in enumerate(self._request.placements):
             weight = float(catalog.actions.weights[row, self.channels[ask]])
@@ -236,7 +235,7 @@ class _Seen:
                         for goal, goal_weight, propensities in self._goals[ask]
                     ],
                     closed_by=self._closed(ask, row),
-                    contributions=[] if self._contributions is None else self._contributions(ask, i, row),
+                    contributions=self.contributions.get((ask, i), ()),
                 )
             )
         return standings
@@ -368,6 +367,7 @@ def _sentence(record: DecisionRecord, seen: _Seen) -> str:
     rank = int(np.count_nonzero(seen.priorities[first.placement_index] > seen.priorities[first.placement_index, i]))
     how = "comes first" if rank == 0 else f"was tried although {rank} would have come before it"
     told = f"{first.action} {how} of {seen.rows.size}: a chance of {propensity:.1%} of {first.goal}"
+    told += mostly(seen.contributions.get((first.placement_index, i), ()))
     others = [slot.action for slot in filled[1:]]
     if others:
         told += f"; then {', '.join(others)}"

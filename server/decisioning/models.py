@@ -46,6 +46,7 @@ class Champion:
     template: Floats  # float32[n, d], the action's columns of each row; the shared ones are written over it
     scorer: Scorer | None
     is_unavailable: bool = False  # there should be one, and it does not fit the catalog in force
+    facts: tuple[str, ...] = ()  # [d], the name of the fact that each column of the input reads
 
     def score(self, inputs: Floats) -> tuple[Floats, bool]:
         """Return prior log-odds float32[m], or none and whether that is because the model failed.
@@ -75,6 +76,7 @@ class Models:
     learned_lsn: int
     learned_time_us: int
     arrays_sha256: bytes
+    erased_lsn: int  # the last LogErased record that nothing in the arrays was learned before
 
 
 _NO_PRIOR: Floats = np.empty(0, np.float32)
@@ -98,6 +100,13 @@ def make_champion(catalog: Catalog, sha256: bytes, goal: str, columns: ModelColu
     width = columns.shared_positions.size + columns.action_positions.size
     template = np.zeros((len(catalog.actions.names), width), np.float32)
     template[:, columns.action_positions] = encode_rows(catalog.actions.facts, columns.action)
+    facts = [""] * width
+    for positions, sources, declared in (
+        (columns.shared_positions, columns.shared.sources, catalog.space.facts),
+        (columns.action_positions, columns.action.sources, catalog.action_facts),
+    ):
+        for position, source in zip(positions.tolist(), sources.tolist(), strict=True):
+            facts[position] = declared[source].name
     return Champion(
         sha256=sha256,
         goal_row=catalog.goal_rows[goal],
@@ -105,6 +114,7 @@ def make_champion(catalog: Catalog, sha256: bytes, goal: str, columns: ModelColu
         shared_positions=columns.shared_positions,
         template=_frozen(template),
         scorer=scorer,
+        facts=tuple(facts),
     )
 
 
@@ -152,6 +162,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         learned_lsn=arrays.learned_lsn if arrays is not None else 0,
         learned_time_us=arrays.learned_time_us if arrays is not None else 0,
         arrays_sha256=arrays_sha256,
+        erased_lsn=arrays.erased_lsn if arrays is not None else 0,
     )
 
 

@@ -1,27 +1,37 @@
-"""Decisions of the past: read from the log by their id, and explained under the catalog they were made with."""
+"""Decisions of the past: read from the log by their id, and explained by the catalog and models they were made with."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
 
 from server.catalog.catalog import Catalog
+from server.decisioning.contributions import Corrections, contribute
 from server.decisioning.explanation import explain
-from server.decisioning.live import load_catalog, model_uses
+from server.decisioning.live import Live, load_catalog, load_champion, model_uses
+from server.decisioning.models import Champion
 from server.errors import TsugiError, not_found
 from server.profiles.erased import Erased
-from server.registry.blobs import Blobs
+from server.registry.blobs import BlobError, Blobs
+from server.registry.scorers import ScoringError
 from server.storage.applied import read_applied
 from server.storage.log import Log
 from server.storage.store import Store
 from server.tokens import TokenKey
-from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
+from tsugi.log.v1.record_pb2 import DecisionRecord, Provenance, RecordKind
 from tsugi.v1.decision_pb2 import ChoiceReason, Degradation, Slot
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecisionView, GetDecisionRequest, GetDecisionResponse
 
 CATALOGS_KEPT: Final = 4  # former revisions, compiled
+CHAMPIONS_KEPT: Final = 4  # former models, loaded
+
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
 
 
 class DecisionReader:
@@ -31,20 +41,30 @@ class DecisionReader:
         log: the records.
         store: for how far erasures are projected.
         token_key: verifies decision ids.
-        blobs: former catalogs.
-        catalog: gives the catalog in force.
+        blobs: former catalogs and models.
+        live: gives what is in force.
+        corrections: what the learners added lately.
     """
 
     def __init__(
-        self, *, log: Log, store: Store, token_key: TokenKey, blobs: Blobs, catalog: Callable[[], Catalog | None]
+        self,
+        *,
+        log: Log,
+        store: Store,
+        token_key: TokenKey,
+        blobs: Blobs,
+        live: Callable[[], Live | None],
+        corrections: Corrections,
     ) -> None:
         self._log = log
         self._store = store
         self._erased = Erased(log)
         self._token_key = token_key
         self._blobs = blobs
-        self._catalog = catalog
-        self._former: OrderedDict[bytes, Catalog] = OrderedDict()
+        self._live = live
+        self._corrections = corrections
+        self._catalogs: OrderedDict[bytes, Catalog] = OrderedDict()
+        self._champions: OrderedDict[tuple[bytes, bytes], Champion] = OrderedDict()
 
     async def get(self, request: GetDecisionRequest) -> GetDecisionResponse:
         """Return one recorded decision.
@@ -65,21 +85,48 @@ class DecisionReader:
         reply = _told(decision, record.lsn)
         if request.view == DecisionView.DECISION_VIEW_EXPLAINED:
             catalog = await self._catalog_of(decision.provenance.catalog_sha256)
-            reply.explanation.CopyFrom(await asyncio.to_thread(explain, decision, catalog))
+            champion = await self._champion_of(decision.provenance, catalog)
+            correction = self._corrections.of(decision.provenance)
+            contributing = partial(contribute, decision, catalog, champion, correction)
+            reply.explanation.CopyFrom(await asyncio.to_thread(explain, decision, catalog, contributing))
         return reply
 
     async def _catalog_of(self, sha256: bytes) -> Catalog:
         """Return the catalog of a revision, compiled. Cost: that of compiling, where it is not at hand."""
-        in_force = self._catalog()
-        if in_force is not None and in_force.sha256 == sha256:
-            return in_force
-        found = self._former.pop(sha256, None)
-        if found is None:
-            found = await asyncio.to_thread(load_catalog, self._blobs, sha256)
-        self._former[sha256] = found
-        if len(self._former) > CATALOGS_KEPT:
-            self._former.popitem(last=False)
-        return found
+        live = self._live()
+        if live is not None and live.catalog.sha256 == sha256:
+            return live.catalog
+        return await _kept(self._catalogs, sha256, CATALOGS_KEPT, partial(load_catalog, self._blobs, sha256))
+
+    async def _champion_of(self, made_with: Provenance, catalog: Catalog) -> Champion | None:
+        """Return what a decision's prior came from, in whichever role; None: from nothing that can be had.
+
+        Cost: tens of milliseconds on another thread, where it is not at hand.
+        """
+        sha256 = made_with.champion_sha256 or made_with.challenger_sha256
+        if not sha256:
+            return None
+        live = self._live()
+        for served in (live.champion, live.challenger) if live is not None and live.catalog is catalog else ():
+            if served is not None and served.models.champion.sha256 == sha256:
+                return served.models.champion
+        load = partial(load_champion, self._blobs, sha256, catalog)
+        try:
+            return await _kept(self._champions, (sha256, catalog.sha256), CHAMPIONS_KEPT, load)
+        except (BlobError, TsugiError, ScoringError) as error:
+            structlog.get_logger().warning("explained_without_its_model", revision=sha256.hex(), why=str(error))
+            return None
+
+
+async def _kept(cache: OrderedDict[_Key, _Kept], key: _Key, n_max: int, load: Callable[[], _Kept]) -> _Kept:
+    """Return what is kept under a key, loaded on another thread where it is not; the longest unused goes."""
+    found = cache.pop(key, None)
+    if found is None:
+        found = await asyncio.to_thread(load)
+    cache[key] = found
+    if len(cache) > n_max:
+        cache.popitem(last=False)
+    return found
 
 
 def _unknown() -> TsugiError:
