@@ -16,7 +16,7 @@ import click
 
 from server.catalog.catalog import Catalog
 from server.config import Settings
-from server.decisioning.decide import Decisions
+from server.decisioning.decide import Decisions, OtherSurvivorsError
 from server.decisioning.live import load_catalog
 from server.decisioning.recall import NotItsCatalogError, differences, recall
 from server.errors import TsugiError
@@ -42,7 +42,6 @@ class Replayed(NamedTuple):
     lsn: int
     record: DecisionRecord
     catalog: Catalog
-    again: Decisions
     differences: list[str]  # empty: the same to the last bit
 
 
@@ -61,8 +60,21 @@ def replay_record(record: Record, catalog_of: CatalogOf) -> Replayed:
     """
     decision = DecisionRecord.FromString(record.payload)
     catalog = catalog_of(decision.provenance.catalog_sha256)
-    _, again = recall(decision, catalog)
-    return Replayed(record.lsn, decision, catalog, again, differences(decision, catalog))
+    return Replayed(record.lsn, decision, catalog, differences(decision, catalog))
+
+
+def tell(replayed: Replayed) -> Iterator[str]:
+    """Say what was decided again, a line a slot. Cost: it is decided once more."""
+    record, catalog = replayed.record, replayed.catalog
+    yield f"record {replayed.lsn}, catalog {catalog.revision[:12]}, build {record.provenance.build}"
+    try:
+        _, again = recall(record, catalog)
+    except OtherSurvivorsError as error:
+        yield f"  {error}"
+    else:
+        yield from _slots(record, catalog, again)
+    differing = ", ".join(replayed.differences)
+    yield f"  differs: {differing}" if differing else "  the same to the last bit"
 
 
 def newest_decisions(log: Log, n_max: int) -> Iterator[Record]:
@@ -103,7 +115,7 @@ def replay_decision_command(decision_ids: tuple[str, ...], data: Path, last: int
     finally:
         log.close()
     for each in replayed if decision_ids else ():
-        click.echo("\n".join(_told(each)))
+        click.echo("\n".join(tell(each)))
     others = [each for each in replayed if each.differences]
     click.echo(f"{len(replayed):,} decided again, {len(replayed) - len(others):,} the same to the last bit")
     for each in others:
@@ -126,11 +138,8 @@ def _named(decision_id: str, log: Log, token_key: TokenKey) -> Record:
     return record
 
 
-def _told(replayed: Replayed) -> Iterator[str]:
-    """Say what was decided again, a line a slot."""
-    record, again = replayed.record, replayed.again
+def _slots(record: DecisionRecord, catalog: Catalog, again: Decisions) -> Iterator[str]:
     request = DecideRequest.FromString(record.request)
-    yield f"record {replayed.lsn}, catalog {replayed.catalog.revision[:12]}, build {record.provenance.build}"
     for (ask, _, row, reason), numbers in zip(again.slot_codes.tolist(), again.slot_numbers.tolist(), strict=True):
         placement = request.placements[ask].placement
         said = ChoiceReason.Name(reason).removeprefix("CHOICE_REASON_")
@@ -139,10 +148,8 @@ def _told(replayed: Replayed) -> Iterator[str]:
             continue
         chance, propensity, priority, *_ = numbers
         yield (
-            f"  {placement}: {replayed.catalog.actions.names[row]}, {said}, propensity {propensity:.6f}, "
+            f"  {placement}: {catalog.actions.names[row]}, {said}, propensity {propensity:.6f}, "
             f"priority {priority:.6f}, selection probability {chance:.6f}"
         )
     n_refused = int((again.reasons[0] != 0).sum())
     yield f"  {again.rows.size} passed the gates, {n_refused} were refused"
-    differing = ", ".join(replayed.differences)
-    yield f"  differs: {differing}" if differing else "  the same to the last bit"

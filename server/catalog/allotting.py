@@ -52,7 +52,7 @@ def allot(experiment: catalog_pb2.Experiment, before: Allotment | None = None) -
 
 
 def allot_all(message: catalog_pb2.Catalog, before: Iterable[Allotment]) -> list[Allotment]:
-    """Allot every experiment of a catalog, each from its own allotment before."""
+    """Allot every experiment of a catalog, each from its own allotment before: the last of several."""
     earlier = {allotment.experiment: allotment for allotment in before}
     return [allot(experiment, earlier.get(experiment.name)) for experiment in message.experiments]
 

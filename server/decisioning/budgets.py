@@ -87,7 +87,8 @@ class Budgets:
                 amounts[b] += amount
             place = self._exploring.get(slot.placement_row)
             if place is not None and asked.mode == EXPLORE:
-                amounts[place] += min(round(slot.forgone * 1e6), AMOUNT_MAX // SLOTS_MAX)
+                # In this order: what is no number, or infinite, costs the most there is.
+                amounts[place] += round(min(AMOUNT_MAX // SLOTS_MAX, slot.forgone * 1e6))
         amounts = +amounts  # without what costs nothing
         if not amounts:
             return None

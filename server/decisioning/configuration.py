@@ -133,7 +133,8 @@ class Configuration:
                 previous_lsn=head,
                 rollback=True,
                 restored_lsn=restored.record.lsn,
-                allotments=allot_all(message, self._allotments(head)),
+                # Of an experiment that is not in force now those stand that are restored with it.
+                allotments=allot_all(message, [*self._allotments(restored.record.lsn), *self._allotments(head)]),
             ),
         )
 
@@ -250,9 +251,9 @@ class Configuration:
         """Return the LSN of the newest change of a history, 0 before the first."""
         return self._log.head(head)
 
-    def _allotments(self, head: int) -> Iterable[Allotment]:
+    def _allotments(self, lsn: int) -> Iterable[Allotment]:
         """Return who is in which branch of which experiment by a catalog change; nobody before the first."""
-        record = self._log.get(head) if head else None
+        record = self._log.get(lsn) if lsn else None
         return CatalogChange.FromString(record.payload).allotments if record is not None else ()
 
     def _check_catalog(self, data: bytes) -> None:

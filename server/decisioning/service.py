@@ -323,6 +323,8 @@ class DecisionService:
     def _remember(self, batch: Batch, views: Views, replies: list[bytes]) -> None:
         """Queue the records; a durable decision answers when its record is on disk."""
         drafts: list[Draft] = []
+        spending: list[Draft] = []
+        awaited: list[tuple[Asked, Draft, bytes]] = []
         for q, (asked, reply_bytes) in enumerate(zip(batch.asked, replies, strict=True)):
             for number in asked.degradations:
                 telemetry.DEGRADATIONS.labels(_DEGRADATION_LABELS[number]).inc()
@@ -338,11 +340,13 @@ class DecisionService:
                 self._budgets.settle(asked.spent.spends if asked.spent is not None else ())
                 continue
             if _waits_for_disk(asked):
-                self._answer_when_durable(asked, draft, reply_bytes)
-            elif draft.spends:
-                self._settle_when_durable(draft)
+                awaited.append((asked, draft, reply_bytes))
             else:
-                drafts.append(draft)
+                (spending if draft.spends else drafts).append(draft)
+        if spending:  # first, so that those which wait for the log are held to what was promised before them
+            self._settle_when_durable(spending)
+        for each in awaited:
+            self._answer_when_durable(*each)
         if drafts:
             self._committer.offer(drafts)
         telemetry.DECISIONS.inc(len(batch.asked))
@@ -355,14 +359,15 @@ class DecisionService:
             asyncio.get_running_loop().call_soon(self._flush)
         self._queue.append(asked)
 
-    def _settle_when_durable(self, draft: Draft) -> None:
-        """Queue a record that nobody waits for, and forget what it promised of budgets when it is on disk."""
+    def _settle_when_durable(self, drafts: list[Draft]) -> None:
+        """Queue records that nobody waits for, and forget what they promised of budgets when all are on disk."""
 
         def settle(commit: Receipts) -> None:
             commit.exception()  # the committer has said it
-            self._budgets.settle(draft.spends)
+            for draft in drafts:
+                self._budgets.settle(draft.spends)
 
-        self._committer.watch([draft]).add_done_callback(settle)
+        self._committer.watch(drafts).add_done_callback(settle)
 
     def _answer_when_durable(self, asked: Asked, draft: Draft, reply_bytes: bytes) -> None:
         def answer(commit: Receipts) -> None:

@@ -33,7 +33,15 @@ from server.storage.log import (
     Tail,
 )
 from server.storage.log_copy import copy_log
-from server.storage.log_counters import COUNTERS, COUNTING_SCHEMA, Spending, is_counting, open_counters, standing
+from server.storage.log_counters import (
+    COUNTERS,
+    COUNTING_SCHEMA,
+    Spending,
+    counts,
+    is_counting,
+    open_counters,
+    standing,
+)
 from server.storage.log_erasure import erase_first
 from server.storage.log_tables import KEY, LSN, TABLES, TAIL, Taken, head_of, seek_block, tail_of
 from server.storage.record import (
@@ -293,11 +301,10 @@ class LmdbLog:
         It may have come, or have to be made, since this process opened the log.
         """
         table = now.tables.get(COUNTERS)
-        if table is None:
+        # Asked before the lock is: who makes the table has it for as long as others write, and readers do not wait.
+        if table is None and (create or counts(now)):
             with self._opening_counters:
-                table = open_counters(now, create=create)
-                if table is not None:
-                    now.tables[COUNTERS] = table
+                table = now.tables[COUNTERS] = open_counters(now, create=create)
         return table
 
     @_in_force

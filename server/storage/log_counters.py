@@ -32,21 +32,28 @@ def is_counting(txn: Any, meta: Any) -> bool:
     return value is not None and LSN.unpack(value)[0] >= COUNTING_SCHEMA
 
 
-def open_counters(now: Generation[bytes], *, create: bool) -> Any | None:
-    """Return the table, or None where nothing was ever spent; one thread at a time.
+def counts(now: Generation[bytes]) -> bool:
+    """Say of an environment that the caller has no transaction of open whether it has the table. Cost: one get.
+
+    Raises:
+        MovedError: the environment was left.
+    """
+    with now.environment.begin() as txn:
+        stop_if_moved(txn, now.meta)
+        return is_counting(txn, now.meta)
+
+
+def open_counters(now: Generation[bytes], *, create: bool) -> Any:
+    """Return the table; one thread at a time.
 
     Args:
         now: what to look in; the caller has no transaction of it open.
-        create: make the table where there is none, which costs a commit, once in a log's life.
+        create: make the table where there is none, which costs a commit, once in a log's life; otherwise there is one.
 
     Raises:
         MovedError: the environment was left.
         lmdb.Error: the table cannot be made.
     """
-    with now.environment.begin() as txn:
-        stop_if_moved(txn, now.meta)
-        if not create and not is_counting(txn, now.meta):
-            return None
     if now.environment.flags()["readonly"] and not create:
         return now.environment.open_db(COUNTERS, create=False)
     # A writer names a transaction, or open_db would wait for the writer lock and keep the interpreter lock: for ever,

@@ -39,6 +39,10 @@ class ScriptedCommitter(GroupCommitter):
         """See GroupCommitter."""
         self._script_log.append(drafts, self._clock_us())
 
+    def watch(self, drafts: Sequence[Draft]) -> Receipts:
+        """See GroupCommitter."""
+        return self.submit(drafts)
+
     def submit(self, drafts: Sequence[Draft]) -> Receipts:
         """See GroupCommitter."""
         future: Receipts = asyncio.get_running_loop().create_future()

@@ -60,12 +60,14 @@ def given_champion(catalog: Catalog, propensities: Mapping[str, float], goal: st
     log_odds = np.log(stated / (1.0 - stated)).astype(np.float32)
     nothing = no_champion(catalog)
     shared: FeatureColumns = nothing.shared
+    template = np.arange(len(catalog.actions.names), dtype=np.float32)[:, np.newaxis].copy()
+    template.flags.writeable = False  # as every champion's is, or the kernels would be compiled once more
     return Champion(
         sha256=bytes(32),
         goal_row=catalog.goal_rows[goal],
         shared=shared,
         shared_positions=nothing.shared_positions,
-        template=np.arange(len(catalog.actions.names), dtype=np.float32)[:, np.newaxis].copy(),
+        template=template,
         scorer=GivenPropensities(log_odds),
     )
 

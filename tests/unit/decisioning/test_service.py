@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
+from server.catalog.allotting import blend_of
 from server.catalog.catalog import Catalog, Floats
 from server.decisioning import service
 from server.decisioning.live import make_live
@@ -29,10 +31,11 @@ from tests.support.committing import ScriptedCommitter
 from tests.support.deciding import given_champion
 from tests.support.populating import Person
 from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
-from tsugi.v1.decision_pb2 import Degradation
+from tsugi.v1.decision_pb2 import Degradation, RefusalReason
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
+from tsugi.v1.model_pb2 import ModelRole
 
 NOW_US: Final = 1_760_000_000_000_000
 EXPLORED: Final = [{"placement": "epsilon_greedy"}]
@@ -79,6 +82,7 @@ class Desk:
         *,
         store: MemoryStore | None = None,
         champion: Callable[[Any], Champion] = no_champion,
+        challenger: Callable[[Any], Champion] | None = None,
         token_key: TokenKey | None = None,
         settings: service.Settings = service.Settings(),  # noqa: B008  # immutable
         has_catalog: bool = True,
@@ -99,7 +103,8 @@ class Desk:
         )
         if has_catalog:
             models = align(self.catalog, champion(self.catalog), None)
-            self.service.take(make_live(self.catalog, models, 1, 0, "tests"))
+            rival = challenger(self.catalog) if challenger is not None else None
+            self.service.take(make_live(self.catalog, models, 1, 0, "tests", challenger=rival))
 
     def ask(self, *, timeout_s: float | None = 5.0, **request: Any) -> asyncio.Future[bytes]:
         """Ask without waiting."""
@@ -423,3 +428,151 @@ async def test_more_strict_contacts_than_a_record_can_hold_are_refused_and_leave
     assert caught.value.violations[0].path == "placements"
     assert await desk.records() == []
     assert not desk.committer.queue_records
+
+
+def with_prize(units_max: int, **more: Any) -> Catalog:
+    """Compile a catalog in which the first action comes first, and may be said so often."""
+    return catalogs.compiled(
+        actions=[
+            {"name": name, "valueMicros": value, "treatments": [{"name": "only", "channel": "web"}]}
+            for name, value in (("prize", 9_000_000), ("card", 1_000_000))
+        ],
+        budgets=[{"name": "prizes", "actions": ["prize"], "unitsMax": units_max} | more],
+    )
+
+
+PRIZED: Final = [{"placement": "greedy"}]
+
+
+def actions_of(replies: Iterable[bytes]) -> list[str]:
+    return [DecideResponse.FromString(reply).slots[0].action for reply in replies]
+
+
+async def test_what_the_log_refuses_to_spend_is_decided_without() -> None:
+    desk = Desk(catalog=with_prize(1))
+    waiting = [desk.ask(placements=PRIZED, identities=person(str(i))) for i in range(3)]
+    await desk.committer.until_held(3)
+    assert not any(each.done() for each in waiting), "without slack all wait for the log"
+    desk.committer.commit()
+    assert actions_of(await asyncio.gather(*waiting)) == ["prize", "card", "card"]
+    records = await desk.records()
+    assert [record.slots[0].action for record in records] == ["prize", "card", "card"]
+    prize, reason = desk.catalog.actions.rows["prize"], RefusalReason.REFUSAL_REASON_BUDGET_SPENT
+    assert [record.refusal_reasons[prize] == reason for record in records] == [False, True, True]
+    assert await desk.decide(placements=PRIZED), "and nobody waits for what is spent"
+
+
+async def test_within_the_slack_nobody_waits() -> None:
+    desk = Desk(catalog=with_prize(10, slack=2))
+    first = [desk.ask(placements=PRIZED) for _ in range(3)]
+    await asyncio.wait(first, timeout=0.01)
+    assert [each.done() for each in first] == [True, True, False]
+    await desk.committer.until_held(2)
+    desk.committer.commit()
+    assert actions_of(await asyncio.gather(*first)) == ["prize"] * 3
+    assert (await desk.decide(placements=PRIZED)).slots[0].action == "prize", "what is on disk is no promise any more"
+
+
+@pytest.mark.parametrize("slack", [0, 4])
+async def test_log_that_fails_gives_promises_back(slack: int) -> None:
+    desk = Desk(catalog=with_prize(4, slack=slack))
+    first = [desk.ask(placements=PRIZED) for _ in range(4)]
+    await desk.committer.until_held(1 if slack else 4)
+    desk.committer.failure = LogUnavailableError("disk")
+    desk.committer.commit()
+    if slack:
+        assert actions_of(await asyncio.gather(*first)) == ["prize"] * 4
+    else:
+        assert [await reason_of(each) for each in first] == ["LOG_UNAVAILABLE"] * 4
+    assert await desk.records() == []
+    desk.committer.failure = None
+    again = [desk.ask(placements=PRIZED) for _ in range(5)]
+    await desk.committer.until_held(2 if slack else 5)
+    desk.committer.commit()
+    assert actions_of(await asyncio.gather(*again)) == [*["prize"] * 4, "card"]
+
+
+async def test_what_cannot_be_recorded_is_spent_by_nobody() -> None:
+    desk = Desk(catalog=with_prize(1, slack=1))
+    desk.committer.takes = False
+    assert [(await desk.decide(placements=PRIZED)).slots[0].action for _ in range(3)] == ["card"] * 3
+    desk.committer.takes = True
+    assert (await desk.decide(placements=PRIZED)).slots[0].action == "prize"
+
+
+async def test_preview_spends_nothing_and_a_repeated_request_spends_once() -> None:
+    desk = Desk(catalog=with_prize(2))
+    for _ in range(3):
+        assert (await desk.decide(placements=PRIZED, preview=True)).slots[0].action == "prize"
+    twins = [desk.ask(placements=PRIZED, requestId="twin", decisionAck=DURABLE) for _ in range(2)]
+    await desk.committer.until_held(2)
+    desk.committer.commit()
+    assert len(set(await asyncio.gather(*twins))) == 1
+    assert len(await desk.records()) == 1
+    last = [desk.ask(placements=PRIZED) for _ in range(2)]
+    await desk.committer.until_held(2)
+    desk.committer.commit()
+    assert actions_of(await asyncio.gather(*last)) == ["prize", "card"]
+
+
+def challenged() -> tuple[Catalog, list[str], list[str]]:
+    """Compile a catalog whose challenger decides for half; return it, with numbers of those people and of others."""
+    branch = {"name": "new_model", "share": 0.5, "modelRole": "MODEL_ROLE_CHALLENGER"}
+    catalog = catalogs.compiled(experiments=[{"name": "models", "branches": [branch]}])
+    numbers = [str(i) for i in range(40)]
+    keys = {each: identity_key(Identity(namespace="customer_number", value=each)) for each in numbers}
+    theirs = [each for each in numbers if blend_of(catalog.experiments, keys[each])]
+    return catalog, theirs, [each for each in numbers if each not in theirs]
+
+
+def favouring(action: str, name: bytes) -> Callable[[Catalog], Champion]:
+    def make(catalog: Catalog) -> Champion:
+        return dataclasses.replace(given_champion(catalog, {action: 0.9}, "click"), sha256=name * 32)
+
+    return make
+
+
+async def test_challenger_decides_for_its_branch_and_the_champion_for_all_others() -> None:
+    catalog, theirs, others = challenged()
+    desk = Desk(catalog=catalog, champion=favouring("action_1", b"1"), challenger=favouring("action_2", b"2"))
+    mixed = [each for pair in zip(theirs, others, strict=False) for each in pair]
+    replies = await asyncio.gather(*(desk.ask(placements=PRIZED, identities=person(each)) for each in mixed))
+    assert actions_of(replies) == ["action_2", "action_1"] * (len(mixed) // 2)
+    roles = [[use.role for use in DecideResponse.FromString(reply).model_revisions] for reply in replies]
+    assert roles[:2] == [[ModelRole.MODEL_ROLE_CHALLENGER], [ModelRole.MODEL_ROLE_CHAMPION]]
+    named = {(each.provenance.champion_sha256, each.provenance.challenger_sha256) for each in await desk.records()}
+    assert named == {(b"1" * 32, b""), (b"", b"2" * 32)}
+
+
+async def test_without_a_challenger_the_champion_stands_in_and_this_is_told() -> None:
+    catalog, theirs, others = challenged()
+    desk = Desk(catalog=catalog, champion=favouring("action_1", b"1"))
+    for who, is_told in ((theirs[0], True), (others[0], False)):
+        reply = await desk.decide(placements=PRIZED, identities=person(who))
+        assert reply.slots[0].action == "action_1"
+        assert (Degradation.DEGRADATION_MODEL_UNAVAILABLE in reply.degradations) == is_told
+        assert bool(reply.assignments) == is_told
+
+
+@pytest.mark.parametrize("is_theirs", [True, False])
+async def test_where_one_part_of_a_batch_fails_the_other_is_not_decided_twice(is_theirs: bool) -> None:
+    catalog, theirs, others = challenged()
+    desk = Desk(
+        catalog=catalog,
+        champion=favouring("action_1", b"1"),
+        challenger=favouring("action_2", b"2"),
+        token_key=PoisonedKey(SECRET),
+    )
+    poisoned = (theirs if is_theirs else others)[-1]
+    asked = {
+        each: desk.ask(
+            placements=PRIZED, identities=person(each), requestId=POISON if each == poisoned else f"request {each}"
+        )
+        for each in (*theirs[:4], *others[:4], poisoned)
+    }
+    with pytest.raises(RuntimeError):
+        await asked.pop(poisoned)
+    chosen = dict(zip(asked, actions_of(await asyncio.gather(*asked.values())), strict=True))
+    assert chosen == {each: "action_2" if each in theirs else "action_1" for each in asked}
+    records = await desk.records()
+    assert len(records) == len({record.decision_key for record in records}) == len(asked)
