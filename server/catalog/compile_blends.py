@@ -43,6 +43,7 @@ from tsugi.v1.value_pb2 import Value
 THOMPSON_DRAWS: Final = 128
 THOMPSON_FLOOR_SHARE: Final = 0.01
 
+_CHALLENGED: Final = {ModelRole.MODEL_ROLE_CHAMPION: False, ModelRole.MODEL_ROLE_CHALLENGER: True}
 _VARIED_LAYERS: Final = ("applicability", "suitability")
 _LEVER: Final = 1  # its column in worth
 _POLICY, _DRAWS, _NEVER_ON = 2, 3, 4  # their columns in PlacementColumns.codes
@@ -55,7 +56,7 @@ class BranchChange:
     levers: dict[int, float] = field(default_factory=dict)  # by action row
     rules: dict[tuple[int, int], int] = field(default_factory=dict)  # by action row and column of the rules
     explorations: dict[int, tuple[catalog_pb2.Exploration, int]] = field(default_factory=dict)  # and its never_on
-    is_challenged: bool = False
+    is_challenged: bool | None = None  # None: as it was
 
 
 def compile_branches(
@@ -83,7 +84,7 @@ def compile_branches(
         changes = []
         for v, branch in enumerate(experiment.branches):
             path = f"experiments[{e}].branches[{v}]"
-            change = BranchChange(is_challenged=branch.model_role == ModelRole.MODEL_ROLE_CHALLENGER)
+            change = BranchChange(is_challenged=_CHALLENGED.get(branch.model_role))
             for i, varied in enumerate(branch.actions):
                 _vary_actions(varied, f"{path}.actions[{i}]", actions, stated, compiler, violations, change)
             for i, placed in enumerate(branch.placements):
@@ -142,7 +143,8 @@ def lay_out_blends(
         assigned.append(
             [Assignment(experiment=experiments[e].name, branch=experiments[e].branches[v].name) for e, v in taken]
         )
-        challenged.append(any(changes[e][v].is_challenged for e, v in taken))
+        stated = [role for e, v in taken if (role := changes[e][v].is_challenged) is not None]
+        challenged.append(bool(stated) and stated[-1])
     return Blends(
         rules=frozen(rules),
         worth=frozen(worth),

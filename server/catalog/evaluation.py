@@ -31,6 +31,7 @@ from server.catalog.catalog import (
     RULE_STACK_MAX,
     SUBTRACT,
     TRUE,
+    VALUE_MAX,
     VALUE_STACK_MAX,
     Bytes,
     Doubles,
@@ -126,7 +127,7 @@ def compute(
         operators: see server.catalog.catalog.Values, as are the two after it.
         operands: see Values.
         starts: see Values.
-        out: float64[v], written: each value 0 or more and finite, or NaN.
+        out: float64[v], written: each value 0 to VALUE_MAX, or NaN.
 
     Cost: O(steps) and those of the rules chosen by, each as often as it is chosen by; two small scratch arrays a call.
     """
@@ -151,7 +152,7 @@ def compute(
                 top -= 1
                 stack[top] = operate(operator, stack[top], stack[top + 1])
         # Adding zero drops the sign of a negative zero.
-        out[value] = stack[0] + 0.0 if stack[0] >= 0.0 and np.isfinite(stack[0]) else np.nan
+        out[value] = stack[0] + 0.0 if 0.0 <= stack[0] <= VALUE_MAX else np.nan
 
 
 @kernel

@@ -23,9 +23,13 @@ _Exploration = Callable[[str, catalog_pb2.Exploration, Faults], None]
 def check_experiments(catalog: catalog_pb2.Catalog, check_exploration: _Exploration, faults: Faults) -> None:
     """Note every fault of the experiments except those of rules."""
     n_blends = 1
+    salts: dict[str, int] = {}
     for e, experiment in enumerate(catalog.experiments):
         path = f"experiments[{e}]"
         _salt(f"{path}.salt", experiment.salt, faults)
+        same = salts.setdefault(experiment.salt or experiment.name, e)
+        if same != e:
+            faults.add(f"{path}.salt", f"another one than experiments[{same}] has, or both have the same people")
         faults.count(f"{path}.branches", len(experiment.branches), 1, 16)
         faults.names(f"{path}.branches", [branch.name for branch in experiment.branches])
         total = 0

@@ -26,6 +26,7 @@ from server.catalog.catalog import (
     MULTIPLY,
     NEGATE,
     SUBTRACT,
+    VALUE_MAX,
     VALUE_STACK_MAX,
     Fact,
     Values,
@@ -156,13 +157,13 @@ class ValueCompiler:
 
 
 def _worth(quantity: Quantity, values: Mapping[str, Value], rules: RuleCompiler) -> _Program:
-    """Lower what is the value itself: no constant that may come out is negative."""
+    """Lower what is the value itself: no constant that may come out is negative or too large."""
     if isinstance(quantity, Alternative):
         return _select(quantity, values, rules, _worth)
     program = _bind(quantity, values, rules)
     constant = _constant(program)
-    if constant is not None and (constant < 0.0 or math.isinf(constant)):
-        raise RefusedError([f"a value is 0 or more and finite, got {constant!r}"])
+    if constant is not None and (constant < 0.0 or constant > VALUE_MAX):
+        raise RefusedError([f"a value is 0 to {VALUE_MAX:.4g}, got {constant!r}"])
     return program
 
 

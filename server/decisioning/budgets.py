@@ -103,7 +103,7 @@ class Budgets:
         return Spent(tuple(spends), tuple(keys), waits)
 
     def settle(self, spends: Sequence[Spend]) -> None:
-        """Forget a promise: its record is on disk and the log counts it, or it will never be."""
+        """Forget a promise: its record is on disk and the log counts it, or nobody was told."""
         for spend in spends:
             self._promised[spend.counter] -= spend.amount
             if not self._promised[spend.counter]:

@@ -133,8 +133,8 @@ class Configuration:
                 previous_lsn=head,
                 rollback=True,
                 restored_lsn=restored.record.lsn,
-                # Of an experiment that is not in force now those stand that are restored with it.
-                allotments=allot_all(message, [*self._allotments(restored.record.lsn), *self._allotments(head)]),
+                # People go back to where they were then; from where they are now others than they would move.
+                allotments=allot_all(message, self._allotments(restored.record.lsn)),
             ),
         )
 

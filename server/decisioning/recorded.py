@@ -12,9 +12,11 @@ import structlog
 
 from server.catalog.catalog import Catalog
 from server.decisioning.contributions import Corrections, contribute
+from server.decisioning.decide import OtherSurvivorsError
 from server.decisioning.explanation import explain
 from server.decisioning.live import Live, load_catalog, load_champion, model_uses
 from server.decisioning.models import Champion
+from server.decisioning.recall import NotItsCatalogError
 from server.errors import TsugiError, not_found
 from server.profiles.erased import Erased
 from server.registry.blobs import BlobError, Blobs
@@ -88,7 +90,11 @@ class DecisionReader:
             champion = await self._champion_of(decision.provenance, catalog)
             correction = self._corrections.of(decision.provenance)
             contributing = partial(contribute, decision, catalog, champion, correction)
-            reply.explanation.CopyFrom(await asyncio.to_thread(explain, decision, catalog, contributing))
+            try:
+                reply.explanation.CopyFrom(await asyncio.to_thread(explain, decision, catalog, contributing))
+            except (NotItsCatalogError, OtherSurvivorsError) as error:  # of another build, whose gates let others pass
+                structlog.get_logger().warning("not_explained", lsn=record.lsn, why=str(error))
+                reply.explanation.sentence = f"It cannot be told again why {reply.build} decided so: {error}."
         return reply
 
     async def _catalog_of(self, sha256: bytes) -> Catalog:

@@ -48,7 +48,7 @@ STALE_POLL_S: Final = 0.002
 LEARNER_STALE_US: Final = 10_000_000
 REQUEST_S_WEIGHT: Final = 0.05  # of the newest flush in the running mean: it follows a change within some 20 flushes
 
-_NO_REPLY: Final = b""
+_NO_REPLY: Final = b""  # in place of the reply to who was refused: there is nothing to remember
 _DEGRADATION_LABELS = {number: Degradation.Name(number).removeprefix("DEGRADATION_") for number in Degradation.values()}
 
 
@@ -328,16 +328,16 @@ class DecisionService:
         for q, (asked, reply_bytes) in enumerate(zip(batch.asked, replies, strict=True)):
             for number in asked.degradations:
                 telemetry.DEGRADATIONS.labels(_DEGRADATION_LABELS[number]).inc()
-            if asked.request.preview or Degradation.DEGRADATION_DECISION_NOT_RECORDED in asked.degradations:
-                continue
-            if reply_bytes is _NO_REPLY:  # refused: there is nothing to remember
+            is_recorded = Degradation.DEGRADATION_DECISION_NOT_RECORDED not in asked.degradations
+            if asked.request.preview or reply_bytes is _NO_REPLY or not is_recorded:
                 continue
             try:
                 draft = _draft(asked, views.record(q, reply_bytes))
             except Exception as error:  # a defect of ours; the other decisions of the batch are recorded all the same
                 structlog.get_logger().error("record_lost", exc_info=error)
                 asked.refuse(error)
-                self._budgets.settle(asked.spent.spends if asked.spent is not None else ())
+                if asked.spent is not None and _waits_for_disk(asked):  # otherwise its caller was told already
+                    self._budgets.settle(asked.spent.spends)
                 continue
             if _waits_for_disk(asked):
                 awaited.append((asked, draft, reply_bytes))
@@ -363,7 +363,8 @@ class DecisionService:
         """Queue records that nobody waits for, and forget what they promised of budgets when all are on disk."""
 
         def settle(commit: Receipts) -> None:
-            commit.exception()  # the committer has said it
+            if commit.exception() is not None:
+                return  # said and not recorded: what no counter will ever know stays promised here
             for draft in drafts:
                 self._budgets.settle(draft.spends)
 

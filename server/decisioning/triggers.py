@@ -325,8 +325,8 @@ class _Subscription:
         if node is None or snapshot.get(Table.PROFILES, node.profile_key) is None:
             return None
         # Since the event, and not since the state: until the record is a tombstone, who is erased may be known anew.
-        erased = self._triggers.erased.since(record.lsn)
-        return node.profile_key if erased.isdisjoint({*record.subjects, anchor.key, node.profile_key}) else None
+        keys = (*record.subjects, anchor.key, node.profile_key)
+        return None if self._triggers.erased.names_any(keys, record.lsn) else node.profile_key
 
     def _passes(self, said: SourceRecord, profile_key: bytes, plan: _Plan, snapshot: Snapshot) -> bool:
         """Say whether an event and its person, as they are now, pass the filter.

@@ -31,12 +31,17 @@ Receipts = asyncio.Future[list[Receipt]]
 
 
 class _Waiting:
-    """Somebody who waits for the receipts of several drafts; they may come from several groups."""
+    """Somebody who waits for the receipts of several drafts; they may come from several groups.
 
-    __slots__ = ("future", "left", "receipts")
+    Attributes:
+        is_caller: a caller waits for it, who is told when a draft is lost.
+    """
 
-    def __init__(self, future: Receipts, n_drafts: int) -> None:
+    __slots__ = ("future", "is_caller", "left", "receipts")
+
+    def __init__(self, future: Receipts, n_drafts: int, *, is_caller: bool = True) -> None:
         self.future = future
+        self.is_caller = is_caller
         self.receipts: list[Receipt | None] = [None] * n_drafts
         self.left = n_drafts
 
@@ -130,10 +135,13 @@ class GroupCommitter:
             self._moved.wait(BACKLOG_WAIT_S)
 
     def watch(self, drafts: Sequence[Draft]) -> Receipts:
-        """Queue drafts as offer does, and return the future of their receipts; the commit begins when it would."""
+        """Queue drafts as offer does, and return the future of their receipts; the commit begins when it would.
+
+        For drafts whose callers have been told: what is lost is logged, as of drafts that were offered.
+        """
         assert self._loop is not None, "start() comes first"
         future: Receipts = self._loop.create_future()
-        waiting = _Waiting(future, len(drafts))
+        waiting = _Waiting(future, len(drafts), is_caller=False)
         self._queue.extend([_Queued(draft, waiting, index) for index, draft in enumerate(drafts)])
         self.offer([])
         if self._failed:  # asked after queueing, see submit
@@ -229,8 +237,9 @@ class GroupCommitter:
         n_lost = 0
         for i, queued in enumerate(group):
             waiting = queued.waiting
-            if waiting is None:
+            if waiting is None or not waiting.is_caller:
                 n_lost += isinstance(receipts, Exception)
+            if waiting is None:
                 continue
             if isinstance(receipts, Exception):
                 waiting.left = 0

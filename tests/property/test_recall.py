@@ -19,11 +19,13 @@ from server.decisioning.live import make_live
 from server.decisioning.models import align
 from server.decisioning.recall import NotItsCatalogError, differences
 from server.decisioning.remember import Views
+from server.storage.record import Record
 from tests.property.test_core import NOW_US, PLACEMENTS, arrays
 from tests.support.catalogs import eventful
 from tests.support.deciding import TOKEN_KEY, Desk, given_champion, key_of
 from tests.support.populating import Person
-from tsugi.log.v1.record_pb2 import DecisionRecord
+from training.replay_decision import replay_record
+from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
 
 N_DECISIONS = 400  # of each desk: 3,200 in all
@@ -180,3 +182,13 @@ def test_desk_and_challenger_share_the_core() -> None:
     views, all_views = Views(part, decisions, here.catalog, served), Views(batch, whole, here.catalog, served)
     assert [views.reply(q, TOKEN_KEY) for q in (0, 1)] == [all_views.reply(q, TOKEN_KEY) for q in (1, 4)]
     assert isinstance(views.chosen(0)[0], Chosen)
+
+
+def test_other_survivors_are_told_and_end_no_replay() -> None:
+    here = desk(11, 1)
+    (changed, _), *_ = recorded(here, 5, 1)
+    changed.now_us = NOW_US - 10**14  # before anything begins
+    payload = changed.SerializeToString()
+    record = Record(7, RecordKind.RECORD_KIND_DECISION, NOW_US, payload, bytes(16), bytes(16), (), False, bytes(32))
+    replayed = replay_record(record, lambda _sha256: here.catalog)
+    assert "refusal_reasons" in replayed.differences

@@ -17,7 +17,7 @@ class ScriptedCommitter(GroupCommitter):
 
     Attributes:
         takes: what accepting says.
-        is_held: whether submitted drafts wait for commit().
+        is_held: whether drafts that are submitted or watched wait for commit().
         failure: what a commit fails with; None: it does not.
     """
 
@@ -40,7 +40,7 @@ class ScriptedCommitter(GroupCommitter):
         self._script_log.append(drafts, self._clock_us())
 
     def watch(self, drafts: Sequence[Draft]) -> Receipts:
-        """See GroupCommitter."""
+        """See GroupCommitter; it is held as what is submitted."""
         return self.submit(drafts)
 
     def submit(self, drafts: Sequence[Draft]) -> Receipts:

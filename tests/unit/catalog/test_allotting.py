@@ -91,3 +91,15 @@ def test_buckets_are_used_evenly() -> None:
     counts = Counter(bucket_of("salt", person) for person in PEOPLE)
     assert max(counts) < BUCKETS
     assert len(counts) > 8_000  # of 20,000 people in 10,000 buckets about 8,650 are met
+
+
+def test_last_role_stated_is_the_one() -> None:
+    roles = ["MODEL_ROLE_CHALLENGER", "MODEL_ROLE_CHAMPION", "MODEL_ROLE_UNSPECIFIED"]
+    experiments = [
+        {"name": f"e{i}", "branches": [{"name": "all", "share": 1.0, "modelRole": role}]}
+        for i, role in enumerate(roles)
+    ]
+    # Of each blend the bits say which experiments it is in.
+    assert catalogs.compiled(experiments=experiments).blends.challenged == (
+        False, True, False, False, False, True, False, False,
+    )  # fmt: skip

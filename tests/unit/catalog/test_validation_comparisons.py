@@ -31,6 +31,11 @@ def varied(**parts: Any) -> dict[str, Any]:
         ({"experiments": [EXPERIMENT, EXPERIMENT]}, "experiments[1].name", "already"),
         ({"experiments": [EXPERIMENT | {"salt": "x" * 65}]}, "experiments[0].salt", "64 bytes"),
         ({"experiments": [{"name": "trial"}]}, "experiments[0].branches", "1 to 16"),
+        (
+            {"experiments": [EXPERIMENT, EXPERIMENT | {"name": "other", "salt": "trial"}]},
+            "experiments[1].salt",
+            "the same people",
+        ),
         (varied(share=-0.1), BRANCH_PATH + ".share", "0 to 1"),
         (varied(share=1.5), BRANCH_PATH + ".share", "0 to 1"),
         (varied(share="NaN"), BRANCH_PATH + ".share", "0 to 1"),

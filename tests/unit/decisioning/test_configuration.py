@@ -439,3 +439,25 @@ async def test_request_id_of_a_log_that_knew_one_role_is_still_known(office: Off
     with pytest.raises(TsugiError) as refusal:
         await office.configuration.assign_role(CHALLENGER, sha256, Wish("of old"))
     assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_rollback_takes_people_back_to_the_branches_they_were_in(office: Office) -> None:
+    def trial(one: float, two: float) -> bytes:
+        branches = [{"name": "one", "share": one}, {"name": "two", "share": two}]
+        return serialise(catalogs.message(experiments=[{"name": "trial", "branches": branches}]))
+
+    def buckets() -> bytes:
+        live = office.current()
+        assert live is not None
+        return live.catalog.experiments[0].buckets
+
+    await office.configuration.push_catalog(trial(0.5, 0.5), ANY)
+    at_first = buckets()
+    await office.configuration.push_catalog(trial(0.8, 0.2), ANY)
+    moved = buckets()
+    assert sum(a != b for a, b in zip(at_first, moved, strict=True)) == 3_000
+    await office.configuration.rollback_catalog(None, ANY)
+    assert buckets() == at_first
+    await office.push("without experiments")
+    await office.configuration.rollback_catalog(None, ANY)
+    assert buckets() == at_first

@@ -15,8 +15,10 @@ from google.protobuf import json_format
 from server.catalog.allotting import blend_of
 from server.catalog.catalog import Catalog, Floats
 from server.decisioning import service
+from server.decisioning.contributions import Corrections
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, align, no_champion
+from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
 from server.errors import TsugiError
 from server.profiles.identity import identity_key
@@ -32,7 +34,7 @@ from tests.support.deciding import given_champion
 from tests.support.populating import Person
 from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
 from tsugi.v1.decision_pb2 import Degradation, RefusalReason
-from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse
+from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse, GetDecisionRequest
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.model_pb2 import ModelRole
@@ -408,28 +410,6 @@ async def test_missing_learner_is_told() -> None:
     assert Degradation.DEGRADATION_LEARNER_STALE in (await Desk().decide()).degradations
 
 
-async def test_more_strict_contacts_than_a_record_can_hold_are_refused_and_leave_no_record() -> None:
-    strict = {
-        "name": "once",
-        "scope": "CONTACT_SCOPE_EACH_ACTION",
-        "cap": {"countMax": 1, "span": "60s", "strict": True},
-    }
-    desk = Desk(
-        catalog=catalogs.compiled(
-            actions=[{"name": f"a{i}", "treatments": [{"name": "only", "channel": "web"}]} for i in range(40)],
-            placements=[{"name": f"p{i}", "channel": "web", "goal": "click", "countMax": 4} for i in range(10)],
-            contactPolicies=[strict],
-        )
-    )
-    everything = [{"placement": f"p{i}", "count": 4} for i in range(10)]
-    with pytest.raises(TsugiError) as caught:
-        await desk.ask(placements=everything, identities=person("7"))
-    assert caught.value.reason == ErrorReason.ERROR_REASON_LIMIT_EXCEEDED
-    assert caught.value.violations[0].path == "placements"
-    assert await desk.records() == []
-    assert not desk.committer.queue_records
-
-
 def with_prize(units_max: int, **more: Any) -> Catalog:
     """Compile a catalog in which the first action comes first, and may be said so often."""
     return catalogs.compiled(
@@ -474,7 +454,7 @@ async def test_within_the_slack_nobody_waits() -> None:
 
 
 @pytest.mark.parametrize("slack", [0, 4])
-async def test_log_that_fails_gives_promises_back(slack: int) -> None:
+async def test_log_that_fails_gives_back_what_was_not_said(slack: int) -> None:
     desk = Desk(catalog=with_prize(4, slack=slack))
     first = [desk.ask(placements=PRIZED) for _ in range(4)]
     await desk.committer.until_held(1 if slack else 4)
@@ -487,9 +467,11 @@ async def test_log_that_fails_gives_promises_back(slack: int) -> None:
     assert await desk.records() == []
     desk.committer.failure = None
     again = [desk.ask(placements=PRIZED) for _ in range(5)]
-    await desk.committer.until_held(2 if slack else 5)
-    desk.committer.commit()
-    assert actions_of(await asyncio.gather(*again)) == [*["prize"] * 4, "card"]
+    if not slack:
+        await desk.committer.until_held(5)
+        desk.committer.commit()
+    # What was said within the slack stays promised, though no record of it was taken.
+    assert actions_of(await asyncio.gather(*again)) == (["card"] * 5 if slack else [*["prize"] * 4, "card"])
 
 
 async def test_what_cannot_be_recorded_is_spent_by_nobody() -> None:
@@ -576,3 +558,126 @@ async def test_where_one_part_of_a_batch_fails_the_other_is_not_decided_twice(is
     assert chosen == {each: "action_2" if each in theirs else "action_1" for each in asked}
     records = await desk.records()
     assert len(records) == len({record.decision_key for record in records}) == len(asked)
+
+
+def capped(n_caps: int) -> Catalog:
+    caps = [
+        {
+            "name": f"cap_{i}",
+            "scope": "CONTACT_SCOPE_EACH_ACTION",
+            "cap": {"countMax": 3, "span": "3600s", "strict": True},
+        }
+        for i in range(n_caps)
+    ]
+    return catalogs.compiled(
+        contactPolicies=caps,
+        placements=[{"name": "wide", "channel": "web", "goal": "click", "countMax": 16}],
+        actions=[{"name": f"action_{i}", "treatments": [{"name": "only", "channel": "web"}]} for i in range(16)],
+    )
+
+
+async def test_more_strict_contacts_than_a_record_holds_are_refused_and_nothing_is_recorded() -> None:
+    desk = Desk(catalog=capped(3))
+    desk.committer.is_held = False
+    desk.know("1", 1)
+    wide = [{"placement": "wide", "count": 16}]
+    assert await reason_of(desk.ask(identities=person("1"), placements=wide)) == "LIMIT_EXCEEDED"
+    assert await desk.records() == [], "a record about so many would fail the log for everybody"
+    assert (await desk.decide(identities=person("1"), placements=[{"placement": "wide", "count": 5}])).slots[4].action
+
+
+def budgeted(slack: int, units_max: int) -> Catalog:
+    return catalogs.compiled(budgets=[{"name": "post", "unitsMax": str(units_max), "slack": str(slack)}])
+
+
+def spent(desk: Desk) -> int:
+    (limit,) = desk.catalog.budgets.limits
+    return desk.log.spent([limit.counter(NOW_US)])[0]
+
+
+async def test_budget_without_slack_is_answered_from_the_disk_and_never_passed() -> None:
+    desk = Desk(catalog=budgeted(slack=0, units_max=5))
+    asked = [desk.ask() for _ in range(8)]
+    async with asyncio.timeout(5):
+        while not all(each.done() for each in asked):
+            desk.committer.commit()
+            await asyncio.sleep(0)
+    replies = [DecideResponse.FromString(await each) for each in asked]
+    assert sum(bool(reply.slots[0].action) for reply in replies) == spent(desk) == 5
+
+
+async def test_slack_is_promised_at_once_and_what_goes_beyond_it_waits() -> None:
+    desk = Desk(catalog=budgeted(slack=4, units_max=100), settings=service.Settings(n_workers=2))
+    asked = [desk.ask() for _ in range(3)]
+    await desk.committer.until_held(1)
+    assert [each.done() for each in asked] == [True, True, False]
+    desk.committer.commit()
+    await asked[2]
+    assert spent(desk) == 3
+    assert (await desk.decide()).slots[0].action, "what is on disk is promised no more"
+
+
+async def test_what_was_said_and_could_not_be_recorded_stays_promised() -> None:
+    desk = Desk(catalog=budgeted(slack=2, units_max=100))
+    desk.committer.failure = LogFullError(is_map=True)
+    for _ in range(2):
+        assert (await desk.decide()).slots[0].action
+        await desk.committer.until_held(1)
+        desk.committer.commit()
+        await asyncio.sleep(0)
+    third = desk.ask()
+    await desk.committer.until_held(1)
+    assert not third.done(), "or a full log would let any number pass, a slack at a time"
+    desk.committer.commit()
+    assert await reason_of(third) == "LOG_MAP_FULL"
+
+
+async def test_very_large_context_refuses_its_actions_and_its_neighbours_are_recorded() -> None:
+    exploration = {"squareCb": {"gamma": 8.0}, "budget": {"costMicrosMax": "1000000", "period": "86400s"}}
+    treatment = {"name": "only", "channel": "web"}
+    desk = Desk(
+        catalog=catalogs.compiled(
+            contextAttributes=[{"name": "basket", "type": "ATTRIBUTE_TYPE_NUMBER"}],
+            placements=[{"name": "shop", "channel": "web", "goal": "click", "exploration": exploration}],
+            actions=[
+                {"name": f"action_{i}", "lever": 1000, "value": "context.basket", "treatments": [treatment]}
+                for i in range(4)
+            ],
+        )
+    )
+    desk.committer.is_held = False
+    baskets = (2.0, 1e308, 9e12, 3.0)
+    asked = [
+        desk.ask(placements=[{"placement": "shop"}], context={"basket": {"numberValue": basket}}) for basket in baskets
+    ]
+    slots = [DecideResponse.FromString(await each).slots[0] for each in asked]
+    assert [bool(slot.action) for slot in slots] == [True, False, True, True]
+    assert all(0.0 < slot.selection_probability <= 1.0 for slot in slots if slot.action)
+    assert len(await desk.records()) == 4
+
+
+async def test_recorded_decision_tells_branches_and_holdouts() -> None:
+    desk = Desk(
+        catalog=catalogs.compiled(
+            experiments=[{"name": "trial", "branches": [{"name": "all", "share": 1.0}]}],
+            holdouts=[{"name": "quiet", "share": 0.5}],
+        )
+    )
+    blobs: Any = None  # the catalog is the one in force
+    reader = DecisionReader(
+        log=desk.log,
+        store=desk.store,
+        token_key=TokenKey(SECRET),
+        blobs=blobs,
+        live=lambda: desk.service.live,
+        corrections=Corrections(),
+    )
+    held_out = 0
+    for number in range(20):
+        reply = await desk.decide(identities=person(str(number)))
+        await asyncio.sleep(0)
+        told = await reader.get(GetDecisionRequest(decision_id=reply.decision_id))
+        assert [(each.experiment, each.branch) for each in told.assignments] == [("trial", "all")]
+        assert list(told.holdouts) == ([] if reply.slots[0].action else ["quiet"])
+        held_out += bool(told.holdouts)
+    assert 0 < held_out < 20

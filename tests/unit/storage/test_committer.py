@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.storage import committer as committer_module
 from server.storage.committer import BACKLOG_RECORDS, GroupCommitter, Receipts
@@ -407,3 +408,10 @@ async def test_failed_tick_fails_the_log_once(desk: Desk) -> None:
     await until(lambda: not committer._thread.is_alive())
     assert desk.failures == ["committer"]
     assert isinstance(await refused(committer.submit(drafts(1))), LogUnavailableError)
+
+
+async def test_watched_draft_that_is_lost_is_logged_because_its_caller_was_told(desk: Desk) -> None:
+    committer = desk.start({1: LogFullError(is_map=True)}, wait_ms=1.0)
+    with capture_logs() as logs, pytest.raises(LogFullError):
+        await asyncio.wait_for(committer.watch(drafts(1, 2)), WAIT_S_MAX)
+    assert [(line["event"], line["n_records"]) for line in logs] == [("records_lost", 2)]
