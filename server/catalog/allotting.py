@@ -9,6 +9,7 @@ the one before.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -85,8 +86,20 @@ def blend_of(experiments: Sequence[Experiment], subject: bytes) -> int:
 
 def bucket_of(salt: str, subject: bytes) -> int:
     """Return the bucket of an experiment that a person is in, for ever."""
-    digest = hashlib.blake2b(subject, key=salt.encode(), digest_size=8, person=b"experiment").digest()
-    return int.from_bytes(digest, "little") * BUCKETS >> 64
+    return place_of(salt.encode(), b"experiment", subject) * BUCKETS >> 64
+
+
+def place_of(salt: bytes, use: bytes, subject: bytes) -> int:
+    """Return a person's place among all people for a salt and a use, 0 to 2**64 - 1, for ever. Cost: 0.8 µs."""
+    hasher = _hasher(salt, use).copy()
+    hasher.update(subject)
+    return int.from_bytes(hasher.digest(), "little")
+
+
+@functools.lru_cache(256)
+def _hasher(salt: bytes, use: bytes) -> hashlib.blake2b:
+    """Return a hash keyed by salt and use; to make one anew for each person would cost twice as much."""
+    return hashlib.blake2b(key=salt, digest_size=8, person=use)
 
 
 def _carried(branches: Sequence[str], before: Allotment) -> list[int]:

@@ -89,14 +89,18 @@ def compile_contacts(
                 amount = action.cost_micros if budget.HasField("cost_micros_max") else 1
                 entries.append((targets.of_budget(budget.name), ANY_CHANNEL, amount))
         starts.append(len(entries))
+    columns = targets.columns(starts, entries)
+    taken = [1 if kind in CAPS else UNLIMITED for kind in columns.kinds.tolist()]
     return ContactTerms(
         policies=policies,
         groups={action.name: action.group for action in actions if action.group},
-        targets=targets.columns(starts, entries),
+        targets=columns,
         target_rows=targets.rows,
+        taken_by_hold={key: (row, taken[row]) for key, row in targets.rows.items()},
         target_keys=tuple(targets.rows),
         target_policies=tuple(targets.policies),
         target_names=tuple(targets.names),
+        strict=any(policy.kind == STRICT_CAP for policy in policies),
     )
 
 

@@ -101,14 +101,11 @@ class ContactTerms:
     groups: dict[str, str]  # action → group, where it has one
     targets: TargetColumns
     target_rows: dict[int, int]  # target key → row
+    taken_by_hold: dict[int, tuple[int, int]]  # target key → row, and how often less a hold lets it be spoken of
     target_keys: tuple[int, ...]  # by row
     target_policies: tuple[int, ...]  # by row: the policy's place; -1: of a composition or budget
     target_names: tuple[str, ...]  # by row: policy, composition or budget, and where it counts by member that too
-
-    @property
-    def strict(self) -> bool:
-        """Whether any cap is strict."""
-        return any(each.kind == STRICT_CAP for each in self.policies)
+    strict: bool  # whether any cap is
 
     def all_claimed(self) -> list[tuple[int, int]]:
         """Return a hold of every target that the log has to agree to: of strict caps and of budgets."""

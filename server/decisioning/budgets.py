@@ -79,17 +79,18 @@ class Budgets:
         if not self._limits:
             return None
         terms = catalog.budgets
-        amounts: Counter[int] = Counter()
+        amounts: dict[int, int] = {}  # a Counter would cost twice as much
         for slot in chosen:
             if slot.row < 0:
                 continue
             for b, amount in terms.amounts[slot.row]:
-                amounts[b] += amount
+                amounts[b] = amounts.get(b, 0) + amount
             place = self._exploring.get(slot.placement_row)
             if place is not None and asked.mode == EXPLORE:
                 # In this order: what is no number, or infinite, costs the most there is.
-                amounts[place] += round(min(AMOUNT_MAX // SLOTS_MAX, slot.forgone * 1e6))
-        amounts = +amounts  # without what costs nothing
+                cost = round(min(AMOUNT_MAX // SLOTS_MAX, slot.forgone * 1e6))
+                amounts[place] = amounts.get(place, 0) + cost
+        amounts = {b: amount for b, amount in amounts.items() if amount > 0}
         if not amounts:
             return None
         waits = any(not self._may_promise(b, amount) for b, amount in amounts.items() if b < len(terms.limits))

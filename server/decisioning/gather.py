@@ -7,15 +7,14 @@ Whatever the catalog must know about a request (names, types, ranges) is checked
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from server.catalog.allotting import blend_of
+from server.catalog.allotting import blend_of, place_of
 from server.catalog.catalog import NOW_FACT, Bytes, Catalog
-from server.catalog.contact_terms import CAPS, UNLIMITED
+from server.catalog.contact_terms import UNLIMITED
 from server.catalog.profile_terms import Instants
 from server.catalog.values import check_value
 from server.decisioning import holdout
@@ -154,10 +153,12 @@ class Batch:
         listings: list[Bytes] = []
         heads: list[tuple[int, int, int, int]] = []
         asks: list[tuple[int, int, int]] = []
-        holds: list[tuple[int, int, int]] = []
+        holds: list[int] = []  # flat: rows of tuples would cost an array several times as much
         for q, each in enumerate(asked):
-            holds += [(q, *hold) for hold in each.holds]
-            holds += [(q, target, UNLIMITED - left) for target, left in each.budgets]
+            for target, less in each.holds:
+                holds += (q, target, less)
+            for target, left in each.budgets:
+                holds += (q, target, UNLIMITED - left)
             heads.append((len(each.asks), each.mode, -1 if each.listing is None else len(listings), each.blend))
             asks += [(*ask, mark) for ask, mark in zip(each.asks, each.marks, strict=True)]
             if each.listing is not None:
@@ -168,7 +169,7 @@ class Batch:
             heads=np.array(heads, np.int32),
             asks=np.array(asks, np.int32),
             seeds=np.array([each.seed for each in asked], np.uint64),
-            holds=np.array(holds, np.int64).reshape(len(holds), 3),
+            holds=np.array(holds, np.int64).reshape(len(holds) // 3, 3),
             listings=np.stack(listings) if listings else np.empty((0, len(self.catalog.actions.names)), np.uint8),
         )
 
@@ -266,10 +267,8 @@ def _in_force(held: Instants, catalog: Catalog, now_us: int) -> list[tuple[int, 
 
     Targets that the catalog does not know any more are left out.
     """
-    contacts = catalog.profiles.contacts
-    rows, kinds = contacts.target_rows, contacts.targets.kinds
-    targets = [rows[key] for key, from_us, until_us in held.tolist() if from_us <= now_us < until_us and key in rows]
-    return [(target, 1 if kinds[target] in CAPS else UNLIMITED) for target in targets]
+    taken = catalog.profiles.contacts.taken_by_hold
+    return [taken[key] for key, from_us, until_us in held.tolist() if from_us <= now_us < until_us and key in taken]
 
 
 def assign(asked: Asked, catalog: Catalog, subject: bytes) -> None:
@@ -300,8 +299,7 @@ def _is_among(subject: bytes, share: float, salt: bytes, use: bytes) -> bool:
     """Say whether a person is one of a share of all people; the same for ever, until share or salt change."""
     if not share or not subject:
         return False
-    digest = hashlib.blake2b(subject, key=salt, digest_size=8, person=use).digest()
-    return int.from_bytes(digest, "little") < share * 2.0**64
+    return place_of(salt, use, subject) < share * 2.0**64
 
 
 def asks_of(request: DecideRequest, catalog: Catalog) -> list[tuple[int, int]]:

@@ -167,10 +167,14 @@ class Views:
 def _held(asked: Asked, catalog: Catalog) -> list[int]:
     """Return the keys of held targets, each as often as it is held."""
     contacts = catalog.profiles.contacts
-    limits = contacts.targets.limits.tolist()
-    # All of a cap is held as often as it may be spoken of.
-    times = [limits[target] if n == UNLIMITED > limits[target] else 1 for target, n in asked.holds]
-    return [contacts.target_keys[target] for (target, _), n in zip(asked.holds, times, strict=True) for _ in range(n)]
+    keys, limits = contacts.target_keys, contacts.targets.limits
+    held: list[int] = []
+    for target, n in asked.holds:
+        if n == UNLIMITED > limits[target]:  # all of a cap is held as often as it may be spoken of
+            held += [keys[target]] * int(limits[target])
+        else:
+            held.append(keys[target])
+    return held
 
 
 def _budgets(asked: Asked, catalog: Catalog) -> list[BudgetReading]:

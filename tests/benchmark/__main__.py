@@ -18,7 +18,7 @@ from typing import Final
 
 import click
 
-from tests.benchmark import closed_loop, crowd, feeding, h2load, machine, measure, servers, world
+from tests.benchmark import closed_loop, crowd, feeding, h2load, machine, measure, policies, servers, world
 from tests.benchmark.report import NOT_ON_THE_PATH, Report, table, write_readme
 from tests.benchmark.stage import Plan, Stage, stage
 
@@ -27,7 +27,7 @@ BUILD: Final = ROOT / "build"
 RESULT: Final = BUILD / "bench.json"
 README: Final = ROOT / "README.md"
 
-NAMES: Final = ("decide", "feeding", "crowd")  # of the parts, in the order in which they are played
+NAMES: Final = ("decide", "policies", "feeding", "crowd")  # of the parts, in the order in which they are played
 SERVER_LOG: Final = "bench-server.log"
 FULL: Final = Plan(n_profiles=world.N_PROFILES, n_rounds=5, n_turns_max=9, round_s=2.0, open_loop_s=6.0, n_lags=100)
 QUICK: Final = Plan(
@@ -43,7 +43,7 @@ QUICK: Final = Plan(
 @click.option("--part", "parts", multiple=True, type=click.Choice(NAMES), help="Only this; writes a JSON of its own.")
 @click.option("--crowd", "n_crowd", type=int, help="Profiles of the crowd; 10,000,000, or 20,000 with --quick.")
 def main(quick: bool, is_table: bool, no_learner: bool, parts: tuple[str, ...], n_crowd: int | None) -> None:
-    """Measure Decide against a bare echo, how people's records are taken in, and Decide over very many people."""
+    """Measure Decide against a bare echo, with every policy, and over very many people; and how records come in."""
     if is_table:
         write_readme(README, json.loads(RESULT.read_text(encoding="utf-8")))
         return
@@ -87,6 +87,11 @@ def _play_decide(plan: Plan, folder: Path, report: Report) -> None:
     measure.measure_hot(on_stage, report)
 
 
+def _play_policies(plan: Plan, folder: Path, report: Report) -> None:
+    click.echo("the plain Decide and one with every policy capability, in turns …", err=True)
+    policies.measure_policies(plan, folder, BUILD / SERVER_LOG, report)
+
+
 def _play_feeding(plan: Plan, folder: Path, report: Report) -> None:
     click.echo("records taken in, projected, seen by decisions and imported …", err=True)
     feeding.measure_feeding(plan, folder, BUILD / SERVER_LOG, report)
@@ -99,6 +104,7 @@ def _play_crowd(plan: Plan, folder: Path, report: Report) -> None:
 
 _PLAYS: Final[Mapping[str, Callable[[Plan, Path, Report], None]]] = {
     "decide": _play_decide,
+    "policies": _play_policies,
     "feeding": _play_feeding,
     "crowd": _play_crowd,
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-NOT_ON_THE_PATH: Final = "consent, contact policy, TLS, authentication and authorisation"
+NOT_ON_THE_PATH: Final = "consent and contact policy (but see policies.growth), TLS, authentication and authorisation"
 
 
 class Figure(NamedTuple):
@@ -54,6 +54,16 @@ FIGURES: Final = {
     "decide100.record_bytes": Figure("B", None, "growth of the log by a decision, indexes included"),
     "growth.1k_us": Figure("µs", "<= 150", "CPU of one decision over 1,000 candidates, without transport"),
     "growth.10k_us": Figure("µs", "<= 1500", "CPU of one decision over 10,000 candidates, without transport"),
+    "policies.growth": Figure(
+        "share", "<= 0.4", "time deciding with every policy capability above plain, 16 in flight"
+    ),
+    "policies.growth_lone": Figure("share", "<= 0.4", "the same, one call in flight"),
+    "policies.cpu_growth": Figure("share", None, "CPU of such a Decide above plain, all threads, 16 in flight"),
+    "policies.cpu_growth_lone": Figure("share", None, "the same, one call in flight"),
+    "policies.hot_growth": Figure(
+        "share", None, "the same without transport, records too; by step, 16 requests a turn"
+    ),
+    "policies.hot_growth_lone": Figure("share", None, "the same, one by one"),
     "outcomes.group_commit_gain": Figure("ratio", None, "acknowledged outcomes/s, 256 in flight ÷ one in flight"),
     "learning.lag_p99_ms": Figure("ms", None, "outcome acknowledged → a reply that has learned from it, under load"),
     "ingest.unary_records_per_s": Figure("1/s", ">= 20000", "records on disk, 500 a call, four calls at once"),

@@ -46,7 +46,7 @@ _CATEGORIES: Final = {
     "interest": ("running", "cycling", "football", "outdoor", "yoga"),
 }
 _CONTEXT: Final = {"device": ("phone", "tablet", "desktop"), "page": ("home", "product", "basket")}
-_KINDS: Final = ("new_arrival", "discount", "event", "service", "loyalty")
+KINDS: Final = ("new_arrival", "discount", "event", "service", "loyalty")
 _TIERS: Final = ("plain", "fine")
 _ALWAYS_ELIGIBLE: Final = 2  # the first actions have no rule
 _THRESHOLDS: Final = 100
@@ -88,7 +88,7 @@ def catalog_message(n_actions: int = N_ACTIONS) -> catalog_pb2.Catalog:
         action_attributes=[
             attribute(name="price", type=number, minimum=0, center=30, spread=20),
             attribute(name="margin", type=number, minimum=0, center=0.3, spread=0.2),
-            attribute(name="kind", type=category, allowed_values=_KINDS),
+            attribute(name="kind", type=category, allowed_values=KINDS),
             attribute(name="tier", type=category, allowed_values=_TIERS),
         ],
         outcome_types=[catalog_pb2.OutcomeType(name=OUTCOME, value_maximum=10_000)],
@@ -222,7 +222,7 @@ def _action(i: int, n_actions: int) -> catalog_pb2.Action:
         {
             "price": 5.0 + i % 53,
             "margin": 0.1 + 0.01 * (i % 37),
-            "kind": _KINDS[i % len(_KINDS)],
+            "kind": KINDS[i % len(KINDS)],
             "tier": _TIERS[i % len(_TIERS)],
         }
     )
@@ -253,6 +253,6 @@ def _features() -> list[Feature]:
         *(Feature(fact=f"profile.{name}", is_unknown=True) for name in (*_NUMBERS, *_CATEGORIES)),
         Feature(fact="action.price", scaled=Scaled(center=30, spread=20, limit=5)),
         Feature(fact="action.margin", scaled=Scaled(center=0.3, spread=0.2, limit=5)),
-        *(Feature(fact="action.kind", equals=value) for value in _KINDS),
+        *(Feature(fact="action.kind", equals=value) for value in KINDS),
         *(Feature(fact="action.tier", equals=value) for value in _TIERS),
     ]
