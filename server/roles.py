@@ -297,6 +297,7 @@ class _Worker:
             uploads={"PushCatalog": catalogs.push_catalog, "PushModel": models.push_model},
             streams={
                 "StreamDecide": decisions.stream_decide,
+                "StreamReportOutcomes": outcomes.stream_report_outcomes,
                 "StreamIngestRecords": profiles.stream_ingest_records,
             },
             subscriptions={"SubscribeTriggers": decisions.subscribe_triggers},

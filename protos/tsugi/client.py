@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from tsugi.requests import (
     subscribe_triggers_request,
     to_value,
 )
+from tsugi.unanswered import Unanswered
 from tsugi.v1 import (
     catalog_pb2,
     catalog_service_pb2,
@@ -330,6 +332,45 @@ class Client:
         """Report at most 500 outcomes; a refused one stands as an error among the results and is not raised."""
         request = outcome_service_pb2.BatchReportOutcomesRequest(outcomes=outcomes)
         return self._call(self._stubs().outcomes.BatchReportOutcomes, request, timeout_s)
+
+    def stream_report_outcomes(
+        self, outcomes: Iterable[outcome_service_pb2.ReportOutcomeRequest], *, timeout_s: float | None = None
+    ) -> Iterator[outcome_service_pb2.StreamReportOutcomesResponse]:
+        """Report outcomes as they come, and yield the fate of each, in order; what was accepted is on disk.
+
+        The server reads on as results are taken. When it ends the stream, as it does whenever a connection reaches its
+        age, what was not answered is sent again in another call: it counts once by its ids. A refusal of the whole is
+        raised (CallError); what was not answered until then may be on disk, or not.
+
+        Args:
+            outcomes: see outcome; asked for on another thread, up to 1,024 ahead of the results taken.
+            timeout_s: for how long, then CallError with DEADLINE_EXCEEDED; None: for ever.
+        """
+        unanswered = Unanswered(outcomes)
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        pause_s = RESUME_S_MIN
+        try:
+            while (left_s := until - time.monotonic()) > 0.0:
+                # Once: what gRPC would keep for repeating it is kept here.
+                method = self._stubs("").outcomes.StreamReportOutcomes
+                call = method(unanswered.requests(), timeout=left_s if timeout_s is not None else None)
+                try:
+                    for response in call:
+                        pause_s = RESUME_S_MIN
+                        unanswered.answered()
+                        yield response
+                    return
+                except grpc.RpcError as error:
+                    ended = CallError.of(error)
+                    is_refusal = ended.reason or ended.code not in _ENDED_BY_SERVER
+                    if is_refusal or self._closed.wait(max(0.0, min(pause_s, until - time.monotonic()))):
+                        raise ended from error
+                finally:
+                    call.cancel()
+                pause_s = min(2 * pause_s, RESUME_S_MAX)
+            raise CallError(grpc.StatusCode.DEADLINE_EXCEEDED, "the outcomes were not all answered in time")
+        finally:
+            unanswered.close()
 
     def ingest_records(
         self, records: Iterable[profile_service_pb2.SourceRecord], *, timeout_s: float | None = None

@@ -26,13 +26,10 @@ async def in_order(
     places = asyncio.Semaphore(at_once_max)
     working: asyncio.Queue[asyncio.Task[_Reply] | None] = asyncio.Queue()  # holds no more than there are places
 
-    async def read() -> None:
-        await places.acquire()
-        async for request in requests:
-            working.put_nowait(asyncio.create_task(answer(request)))
-            await places.acquire()
+    def begin(request: _Request) -> None:
+        working.put_nowait(asyncio.create_task(answer(request)))
 
-    reading = asyncio.create_task(read())
+    reading = asyncio.create_task(_read(requests, places, begin))
     reading.add_done_callback(lambda _: working.put_nowait(None))
     begun: list[asyncio.Task[_Reply]] = []
     try:
@@ -48,3 +45,55 @@ async def in_order(
         for task in begun:
             task.cancel()
         await asyncio.gather(reading, *begun, return_exceptions=True)
+
+
+async def together(
+    requests: AsyncIterator[_Request],
+    answer: Callable[[list[_Request]], Coroutine[Any, Any, list[_Reply]]],
+    at_once_max: int,
+) -> AsyncIterator[_Reply]:
+    """Yield the answer to each request, in their order; those that came while others were worked on are the next.
+
+    For requests that cost less together and of which none waits for anything that others do not wait for.
+
+    Args:
+        requests: read as in_order reads them.
+        answer: works on some requests, at least one, and returns a reply for each, in order; not called again before it
+            has returned. What it raises ends the stream, after the replies before those.
+        at_once_max: how many places there are.
+    """
+    places = asyncio.Semaphore(at_once_max)
+    waiting: asyncio.Queue[_Request | None] = asyncio.Queue()  # these two hold no more than there are places
+    answered: asyncio.Queue[_Reply | None] = asyncio.Queue()
+
+    async def work() -> None:
+        is_last = False
+        while not is_last:
+            some = [await waiting.get(), *[waiting.get_nowait() for _ in range(waiting.qsize())]]
+            is_last = some[-1] is None
+            if given := [request for request in some if request is not None]:
+                for reply in await answer(given):
+                    answered.put_nowait(reply)
+
+    reading = asyncio.create_task(_read(requests, places, waiting.put_nowait))
+    reading.add_done_callback(lambda _: waiting.put_nowait(None))
+    working = asyncio.create_task(work())
+    working.add_done_callback(lambda _: answered.put_nowait(None))
+    try:
+        while (reply := await answered.get()) is not None:
+            yield reply
+            places.release()
+        await working
+        await reading
+    finally:
+        reading.cancel()
+        working.cancel()
+        await asyncio.gather(reading, working, return_exceptions=True)
+
+
+async def _read(requests: AsyncIterator[_Request], places: asyncio.Semaphore, take: Callable[[_Request], None]) -> None:
+    """Hand on each request as soon as there is a place for it."""
+    await places.acquire()
+    async for request in requests:
+        take(request)
+        await places.acquire()

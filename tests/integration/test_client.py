@@ -19,7 +19,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from tsugi.client import CallError, Client, decide_request, source_record
+from tsugi.client import CallError, Client, decide_request, outcome, source_record
+from tsugi.unanswered import UNANSWERED_MAX
 from tsugi.v1 import (
     catalog_service_pb2,
     decision_service_pb2,
@@ -28,6 +29,12 @@ from tsugi.v1 import (
 )
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.identity_pb2 import Identity
+from tsugi.v1.outcome_service_pb2 import (
+    ReportOutcomeRequest,
+    ReportOutcomeResponse,
+    StreamReportOutcomesRequest,
+    StreamReportOutcomesResponse,
+)
 
 ANNA, BERTA = ("customer_number", "a"), ("email", "b@example.com")
 ANNA_IDENTITY, BERTA_IDENTITY = (Identity(namespace=name, value=value) for name, value in (ANNA, BERTA))
@@ -391,6 +398,133 @@ def test_stream_that_its_reader_leaves_is_cancelled_at_the_server() -> None:
         for _ in client.stream_ingest_records(iter([source_record("1", "crm", [ANNA])]) for _ in itertools.count()):
             break
         assert is_over.wait(10)
+
+
+Reporting = Callable[[int, Iterator[str], grpc.ServicerContext], Iterator[int]]
+
+
+@contextmanager
+def reporting(answer: Reporting) -> Iterator[Client]:
+    """Give a client of a server that answers the n-th stream of outcomes, from 0: outcome ids in, LSNs out."""
+    turns = itertools.count()
+
+    def report(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        ids = (StreamReportOutcomesRequest.FromString(each).outcome.outcome_id for each in requests)
+        for lsn in answer(next(turns), ids, context):
+            yield StreamReportOutcomesResponse(accepted=ReportOutcomeResponse(lsn=lsn)).SerializeToString()
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(report)
+    outcomes = grpc.method_handlers_generic_handler("tsugi.v1.OutcomeService", {"StreamReportOutcomes": handler})
+    with serving(answer_with_peer, others=[outcomes]) as (_, address), Client(address, timeout_s=10) as client:
+        yield client
+
+
+def numbered(n: int) -> Iterator[ReportOutcomeRequest]:
+    return (outcome("d", "a", str(i), "click") for i in range(n))
+
+
+def test_outcomes_that_were_not_answered_are_sent_again_when_the_server_ends_the_stream() -> None:
+    heard: list[list[str]] = []
+
+    def answer(turn: int, ids: Iterator[str], context: grpc.ServicerContext) -> Iterator[int]:
+        heard.append([])
+        for outcome_id in ids:
+            heard[turn].append(outcome_id)
+            if turn < 2 and len(heard[turn]) == 4:
+                context.abort((grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)[turn], "draining")
+            yield int(outcome_id)
+
+    with reporting(answer) as client:
+        replies = client.stream_report_outcomes(numbered(20), timeout_s=20)
+        assert [reply.accepted.lsn for reply in replies] == list(range(20))
+    assert heard[0] == ["0", "1", "2", "3"]
+    first_again = int(heard[1][0])
+    assert first_again <= 3, "what was answered, and may not have come through"
+    assert heard[2][-1] == "19"
+
+
+def test_broken_stream_goes_on_while_the_caller_is_still_asked_for_an_outcome() -> None:
+    is_second, is_asked = threading.Event(), threading.Event()
+
+    def answer(turn: int, ids: Iterator[str], context: grpc.ServicerContext) -> Iterator[int]:
+        if turn:
+            is_second.set()
+        for outcome_id in ids:
+            yield int(outcome_id)
+            if not turn:
+                assert is_asked.wait(10)
+                context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    def outcomes() -> Iterator[ReportOutcomeRequest]:
+        first, second, third = numbered(3)
+        yield first
+        is_asked.set()
+        assert is_second.wait(10), "asked on the thread of the first call, which has ended"
+        yield second
+        yield third
+
+    with reporting(answer) as client:
+        replies = client.stream_report_outcomes(outcomes(), timeout_s=20)
+        assert [reply.accepted.lsn for reply in replies] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_refused_stream_of_outcomes_is_not_repeated(code: grpc.StatusCode) -> None:
+    turns = []
+
+    def answer(turn: int, ids: Iterator[str], context: grpc.ServicerContext) -> Iterator[int]:
+        turns.append(turn)
+        yield int(next(ids))
+        context.abort(code, "no")
+
+    with reporting(answer) as client:
+        replies = client.stream_report_outcomes(numbered(3))
+        with pytest.raises(CallError) as refusal:
+            list(replies)
+    assert (refusal.value.code, turns) == (code, [0])
+
+
+def test_stream_of_outcomes_is_not_gone_on_with_beyond_its_time() -> None:
+    def answer(_turn: int, ids: Iterator[str], context: grpc.ServicerContext) -> Iterator[int]:
+        for _ in ids:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+        yield 0
+
+    with reporting(answer) as client, pytest.raises(CallError) as refusal:
+        list(client.stream_report_outcomes(numbered(3), timeout_s=0.5))
+    assert refusal.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_callers_own_failure_ends_the_stream_of_outcomes() -> None:
+    def outcomes() -> Iterator[ReportOutcomeRequest]:
+        yield from numbered(1)
+        raise RuntimeError("the file cannot be read")
+
+    with reporting(lambda _turn, ids, _context: map(int, ids)) as client, pytest.raises(CallError) as refusal:
+        list(client.stream_report_outcomes(outcomes(), timeout_s=20))
+    assert refusal.value.code is grpc.StatusCode.UNKNOWN
+
+
+def test_no_more_outcomes_are_asked_for_than_may_be_unanswered() -> None:
+    n_asked = 0
+    go = threading.Event()
+
+    def answer(_turn: int, ids: Iterator[str], _context: grpc.ServicerContext) -> Iterator[int]:
+        heard = [next(ids) for _ in range(UNANSWERED_MAX)]  # all that may be sent without an answer
+        go.set()
+        yield from map(int, heard)
+        yield from map(int, ids)
+
+    def outcomes() -> Iterator[ReportOutcomeRequest]:
+        nonlocal n_asked
+        for each in numbered(3 * UNANSWERED_MAX):
+            assert go.is_set() or n_asked < UNANSWERED_MAX
+            n_asked += 1
+            yield each
+
+    with reporting(answer) as client:
+        replies = list(client.stream_report_outcomes(outcomes(), timeout_s=30))
+    assert [reply.accepted.lsn for reply in replies] == list(range(3 * UNANSWERED_MAX))
 
 
 def subscribing(

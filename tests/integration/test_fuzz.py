@@ -14,7 +14,7 @@ from server.rpc.status import CODES
 from tests.support.fuzzing import messages, mutated
 from tests.support.refusing import OTHER_BROWSER, PERSON, SHARED, World, catalog, make_world, request
 from tests.support.running import Server, serving, told
-from tests.support.wire import METHODS, Refusal, Wire, request_class, response_class
+from tests.support.wire import ITEM_STREAMS, METHODS, Refusal, Wire, request_class, response_class
 from tsugi.requests import catalog_upload, model_upload
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.error_reason_pb2 import ErrorReason
@@ -61,7 +61,7 @@ def check(method: str, replies: list[bytes], refusal: Refusal | None) -> None:
         assert refusal.message
     for data in replies:
         reply: Any = response_class(method).FromString(data)
-        for result in [reply] if method == "StreamDecide" else getattr(reply, "results", ()):
+        for result in [reply] if method in ITEM_STREAMS else getattr(reply, "results", ()):
             (either,) = result.DESCRIPTOR.oneofs
             assert result.WhichOneof(either.name) is not None
             if result.HasField("error"):

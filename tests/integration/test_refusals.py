@@ -31,9 +31,10 @@ from tests.support.refusing import (
     valid,
 )
 from tests.support.running import Server, serving, told
-from tests.support.wire import METHODS, Refusal, Wire
+from tests.support.wire import ITEM_STREAMS, METHODS, Refusal, Wire
 from tests.unit.rpc.test_status import UNRAISED
 from tsugi.v1.error_reason_pb2 import ErrorReason
+from tsugi.v1.outcome_service_pb2 import StreamReportOutcomesResponse
 
 pytestmark = pytest.mark.slow
 
@@ -420,7 +421,7 @@ def test_bad_outcome_refuses_the_decide_it_is_reported_with(
 
 
 @cases(OUTCOME)
-def test_bad_outcome_is_refused_alone_and_in_a_batch(
+def test_bad_outcome_is_refused_alone_in_a_batch_and_in_a_stream(
     wire: Wire, world: World, case: tuple[str, Changes, str, str]
 ) -> None:
     _, changes, reason, path = case
@@ -429,6 +430,12 @@ def test_bad_outcome_is_refused_alone_and_in_a_batch(
     good, bad = results(wire, request("BatchReportOutcomes", world, outcomes=items))
     assert good.accepted.lsn
     assert ErrorReason.Name(bad.error.reason) == f"ERROR_REASON_{reason}"
+    parts = [request("StreamReportOutcomes", world, outcome=each).SerializeToString() for each in (*items, items[0])]
+    replies, refusal = wire.exchange("StreamReportOutcomes", parts)
+    assert refusal is None
+    before, streamed_bad, behind = map(StreamReportOutcomesResponse.FromString, replies)
+    assert before.accepted.lsn == behind.accepted.lsn == good.accepted.lsn
+    assert streamed_bad.error == bad.error
 
 
 def test_outcome_of_an_action_that_was_not_chosen_is_refused(wire: Wire, world: World) -> None:
@@ -505,7 +512,7 @@ def repeated_fields() -> list[tuple[str, str, str, int]]:
             if field.message_type is not None and field.message_type.file.package == "tsugi.v1":
                 inner = entries[0] if entries is not None else getattr(message, field.name)
                 # Items of a batch and of a stream are refused alone, by their own paths.
-                is_item = entries is not None or method == "StreamDecide"
+                is_item = entries is not None or method in ITEM_STREAMS
                 walk(method, inner, f"{below}[0]" if entries is not None else below, "" if is_item else below_named)
 
     for method in ASKED:
@@ -519,9 +526,9 @@ def test_one_more_than_a_stated_maximum_is_refused(wire: Wire, world: World, cas
     message = request(method, world)
     overfill(message, path, maximum + 1)
     answer = wire.ask(method, message)
-    if "[0]" in path or method == "StreamDecide":
+    if "[0]" in path or method in ITEM_STREAMS:
         assert isinstance(answer, Message)
-        result: Any = answer if method == "StreamDecide" else answer.results[0]  # type: ignore[attr-defined]
+        result: Any = answer if method in ITEM_STREAMS else answer.results[0]  # type: ignore[attr-defined]
         error = result.error
         assert error.reason == ErrorReason.ERROR_REASON_LIMIT_EXCEEDED
         assert error.metadata["field"] == named
@@ -590,7 +597,7 @@ def test_what_grpc_itself_refuses_keeps_its_own_codes(wire: Wire, world: World) 
 
 
 def test_every_method_is_walked() -> None:
-    batches = {"BatchDecide", "StreamDecide", "BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"}
+    batches = {"BatchDecide", "BatchReportOutcomes", "IngestRecords", "StreamIngestRecords"} | ITEM_STREAMS
     no_field_can_be_wrong = {"AuditSources", "CountPeople"}
     walked = {case[1] for case in (*READS, *WRITES)} | {"Decide", "ReportOutcome"} | batches | no_field_can_be_wrong
     assert walked == set(ASKED)

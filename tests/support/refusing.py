@@ -135,6 +135,7 @@ def valid(method: str, world: World) -> dict[str, Any]:
         },
         "ReportOutcome": outcome(world),
         "BatchReportOutcomes": {"outcomes": [outcome(world)]},
+        "StreamReportOutcomes": {"outcome": outcome(world)},
         "IngestRecords": {"records": [source()]},
         "StreamIngestRecords": {"records": [source()]},
         "GetProfile": {"identity": PERSON, "timelinePageSize": 5},

@@ -38,6 +38,8 @@ METHODS: Final[dict[str, MethodDescriptor]] = {
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
+# Streams whose messages are one item each, told by their own paths; those of other methods hold items, or are none.
+ITEM_STREAMS: Final = frozenset({"StreamDecide", "StreamReportOutcomes"})
 
 
 @dataclass(frozen=True)
