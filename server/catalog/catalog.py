@@ -48,9 +48,7 @@ RULE_STACK_MAX: Final = 32
 
 # Operators of a value's program, in postfix order.
 CONSTANT, FACT, ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATE, CHOOSE = range(8)
-# Currency units, what value_micros can state. Times lever, weights and goals it stays far within float32, which
-# Thompson draws in; beyond, priorities would be infinite and no chance a number.
-VALUE_MAX: Final = (2.0**63 - 1024.0) / 1e6
+VALUE_MAX: Final = 1e12  # currency units; all that a priority is made of at its most then fits float32
 VALUE_STACK_MAX: Final = 32  # all that 64 steps can need: 32 numbers, and 31 steps that each make one of two
 
 # How a feature column is made from a fact.

@@ -165,6 +165,7 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
 
 
 def _invalid(violations: list[Violation]) -> TsugiError:
+    violations = list(dict.fromkeys(violations))  # each action of a group tells the same faults of the group's rules
     first = violations[0]
     rest = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     return TsugiError(

@@ -8,7 +8,6 @@ decision costs the same in each of them.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -85,8 +84,7 @@ def compile_branches(
         for v, branch in enumerate(experiment.branches):
             path = f"experiments[{e}].branches[{v}]"
             change = BranchChange(is_challenged=_CHALLENGED.get(branch.model_role))
-            for i, varied in enumerate(branch.actions):
-                _vary_actions(varied, f"{path}.actions[{i}]", actions, stated, compiler, violations, change)
+            _vary_actions(branch, path, actions, stated, compiler, violations, change)
             for i, placed in enumerate(branch.placements):
                 at = f"{path}.placements[{i}].exploration.never_on"
                 never = compile_never_on(placed.exploration, at, compiler, violations)
@@ -203,7 +201,7 @@ def compile_never_on(
 
 
 def _vary_actions(
-    varied: catalog_pb2.ActionVariation,
+    branch: catalog_pb2.Branch,
     path: str,
     actions: Sequence[catalog_pb2.Action],
     stated: Sequence[Mapping[str, Value]],
@@ -211,16 +209,20 @@ def _vary_actions(
     violations: list[Violation],
     change: BranchChange,
 ) -> None:
-    meant = Named.by(varied)
-    for row, (action, values) in enumerate(zip(actions, stated, strict=True)):
-        if not meant.has(action):
-            continue
-        if varied.HasField("lever") and math.isfinite(varied.lever):
-            change.levers[row] = varied.lever
-        for layer in _VARIED_LAYERS:
-            if varied.HasField(layer):
-                text = getattr(varied, layer)
-                column = 2 * RULE_LAYERS.index(layer) + 1  # the action's own rule stands after its group's
-                change.rules[row, column] = (
-                    compiler.add(text, values, f"{path}.{layer}", violations) if text else NO_RULE
-                )
+    meant = [Named.by(varied) for varied in branch.actions]
+    rows = [[row for row, action in enumerate(actions) if each.has(action)] for each in meant]
+    for varied, own in zip(branch.actions, rows, strict=True):
+        if varied.HasField("lever"):
+            change.levers.update(dict.fromkeys(own, varied.lever))
+    for layer in _VARIED_LAYERS:
+        column = 2 * RULE_LAYERS.index(layer) + 1  # the action's own rule stands after its group's
+        varying = [(i, own) for i, own in enumerate(rows) if branch.actions[i].HasField(layer)]
+        last = {row: i for i, own in varying for row in own}
+        for i, own in varying:
+            text, n_before = getattr(branch.actions[i], layer), len(violations)
+            # The first one too where a later variation is about it, so that no text goes unread.
+            for row in own[:1] + [row for row in own[1:] if last[row] == i]:
+                at = f"{path}.actions[{i}].{layer}"
+                change.rules[row, column] = compiler.add(text, stated[row], at, violations) if text else NO_RULE
+                if len(violations) > n_before:
+                    break  # thousands of actions would say the same again

@@ -10,8 +10,10 @@ import math
 import re
 from typing import Final
 
+from server.catalog.catalog import VALUE_MAX
 from server.catalog.faults import DAY_US, Faults, instant_us
 from server.catalog.validation_comparisons import (
+    SALT_BYTES_MAX,
     check_budgets,
     check_experiments,
     check_exploration_budget,
@@ -19,6 +21,7 @@ from server.catalog.validation_comparisons import (
 )
 from server.catalog.validation_contacts import check_compositions, check_contact_policies
 from server.catalog.validation_profiles import check_attributes, check_profiles, check_purposes
+from server.catalog.values import INSTANT_WANTED, is_instant
 from server.errors import Violation
 from tsugi.v1 import catalog_pb2
 
@@ -28,6 +31,7 @@ LEARNED_COLUMNS_MAX: Final = 64
 CONTENT_BYTES_MAX: Final = 4_096
 WINDOW_US_MIN: Final = 100_000
 WINDOW_US_MAX: Final = 90 * DAY_US
+VALUE_MICROS_MAX: Final = int(VALUE_MAX) * 1_000_000
 
 _CURRENCY = re.compile(r"[A-Z]{3}\Z")
 _LISTS: Final = {
@@ -56,16 +60,21 @@ _LISTS: Final = {
 
 
 def check(catalog: catalog_pb2.Catalog) -> list[Violation]:
-    """Return every fault of a catalog except those of its rules; empty when there is none. Cost: O(size)."""
+    """Return every fault of a catalog except those of its rules; empty when there is none.
+
+    Where a list is too long, that is told and nothing of what stands in it. Cost: O(size).
+    """
     faults = Faults()
     n_bytes = catalog.ByteSize()
     faults.check(n_bytes <= CATALOG_BYTES_MAX, "", f"at most {CATALOG_BYTES_MAX} bytes serialised, got {n_bytes}")
     if not _CURRENCY.match(catalog.currency_code):
         faults.add("currency_code", f"an ISO 4217 code such as EUR, got {catalog.currency_code[:16]!r}")
     for field, (least, most) in _LISTS.items():
-        entries = getattr(catalog, field)
-        faults.count(field, len(entries), least, most)
-        faults.names(field, [entry.name for entry in entries])
+        faults.count(field, len(getattr(catalog, field)), least, most)
+    if any(len(getattr(catalog, field)) > most for field, (_, most) in _LISTS.items()):
+        return faults.violations  # to look at every entry of what is too long could take hours
+    for field in _LISTS:
+        faults.names(field, [entry.name for entry in getattr(catalog, field)])
     check_attributes("context_attributes", catalog.context_attributes, catalog, faults)
     check_attributes("action_attributes", catalog.action_attributes, catalog, faults)
     check_profiles(catalog, faults)
@@ -81,14 +90,15 @@ def check(catalog: catalog_pb2.Catalog) -> list[Violation]:
     check_budgets(catalog, faults)
     control = catalog.random_control
     faults.check(0.0 <= control.share <= 0.5, "random_control.share", f"0 to 0.5, got {control.share}")
-    faults.check(len(control.salt.encode()) <= 64, "random_control.salt", "at most 64 bytes")
+    n_salt = len(control.salt.encode())
+    faults.check(n_salt <= SALT_BYTES_MAX, "random_control.salt", f"at most {SALT_BYTES_MAX} bytes, got {n_salt}")
     return faults.violations
 
 
 def _outcome_types(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
     for i, outcome_type in enumerate(catalog.outcome_types):
         path = f"outcome_types[{i}]"
-        faults.enum(f"{path}.kind", outcome_type.kind, catalog_pb2.OutcomeKind.values())
+        faults.enum(f"{path}.kind", outcome_type.kind, catalog_pb2.OutcomeKind)
         bounds = (outcome_type.value_minimum, outcome_type.value_maximum)
         if not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
             faults.add(f"{path}.value_minimum", "finite and not above value_maximum")
@@ -105,7 +115,7 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
                 faults.add(f"{path}.outcomes[{j}].type", "an impression settles no goal; name a response")
             faults.share(f"{path}.outcomes[{j}].reward", outcome.reward)
         if len({outcome.type for outcome in goal.outcomes}) != len(goal.outcomes):
-            faults.add(f"{path}.outcomes", "an outcome type stands twice")
+            faults.add(f"{path}.outcomes", "the same outcome type stands twice; name it once")
         faults.span(f"{path}.attribution_window", goal.attribution_window, WINDOW_US_MIN, WINDOW_US_MAX)
         faults.share(f"{path}.default_reward", goal.default_reward)
         if not 0.0 < goal.base_rate < 1.0:
@@ -121,7 +131,7 @@ def _placements(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
         _goals_of(path, placement, goals, faults)
         if placement.count_max > 16:
             faults.add(f"{path}.count_max", f"at most 16, got {placement.count_max}")
-        faults.enum(f"{path}.activation", placement.activation, catalog_pb2.Activation.values())
+        faults.enum(f"{path}.activation", placement.activation, catalog_pb2.Activation)
         _exploration(f"{path}.exploration", placement.exploration, faults)
 
 
@@ -134,9 +144,9 @@ def _goals_of(path: str, placement: catalog_pb2.Placement, goals: set[str], faul
     for j, goal in enumerate(placement.goals):
         faults.refers(f"{path}.goals[{j}].goal", goal.goal, goals, "goal")
         if goal.HasField("weight") and not 0.0 < goal.weight <= 1_000.0:
-            faults.add(f"{path}.goals[{j}].weight", f"above 0, to 1000, got {goal.weight}")
+            faults.add(f"{path}.goals[{j}].weight", f"above 0 and at most 1000, got {goal.weight}")
     if len({goal.goal for goal in placement.goals}) != len(placement.goals):
-        faults.add(f"{path}.goals", "a goal stands twice")
+        faults.add(f"{path}.goals", "the same goal stands twice; name it once")
 
 
 def _exploration(path: str, exploration: catalog_pb2.Exploration, faults: Faults) -> None:
@@ -167,14 +177,19 @@ def _actions(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
         path = f"actions[{i}]"
         if action.group:
             faults.refers(f"{path}.group", action.group, groups, "action group")
-        if action.HasField("value_micros") and action.value_micros < 0:
-            faults.add(f"{path}.value_micros", f"0 or more, got {action.value_micros}")
-        faults.check(not (action.HasField("value_micros") and action.value), f"{path}.value", "not beside value_micros")
+        faults.check(
+            0 <= action.value_micros <= VALUE_MICROS_MAX,
+            f"{path}.value_micros",
+            f"0 to {VALUE_MICROS_MAX}, got {action.value_micros}",
+        )
+        faults.check(
+            not (action.HasField("value_micros") and action.value),
+            f"{path}.value",
+            "not beside value_micros; an action has one of them",
+        )
         if action.HasField("lever") and not 0.0 <= action.lever <= 1_000.0:
             faults.add(f"{path}.lever", f"0 to 1000, got {action.lever}")
-        has_both = action.HasField("valid_from_time") and action.HasField("valid_until_time")
-        if has_both and instant_us(action.valid_from_time) >= instant_us(action.valid_until_time):
-            faults.add(f"{path}.valid_until_time", "later than valid_from_time")
+        _validity(path, action, faults)
         for name in action.attributes.fields:
             faults.refers(f"{path}.attributes.{name}", name, facts, "action attribute")
         faults.count(f"{path}.treatments", len(action.treatments), 1, 32)
@@ -186,4 +201,17 @@ def _actions(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             if treatment.HasField("weight") and not 0.0 <= treatment.weight <= 1_000.0:
                 faults.add(f"{path}.treatments[{j}].weight", f"0 to 1000, got {treatment.weight}")
             if treatment.content.ByteSize() > CONTENT_BYTES_MAX:
-                faults.add(f"{path}.treatments[{j}].content", f"at most {CONTENT_BYTES_MAX} bytes serialised")
+                size = treatment.content.ByteSize()
+                faults.add(
+                    f"{path}.treatments[{j}].content", f"at most {CONTENT_BYTES_MAX} bytes serialised, got {size}"
+                )
+
+
+def _validity(path: str, action: catalog_pb2.Action, faults: Faults) -> None:
+    """Check when an action may be said."""
+    are_instants = True
+    for field in ("valid_from_time", "valid_until_time"):
+        are_instants &= faults.check(is_instant(getattr(action, field)), f"{path}.{field}", INSTANT_WANTED)
+    if are_instants and action.HasField("valid_from_time") and action.HasField("valid_until_time"):
+        is_later = instant_us(action.valid_from_time) < instant_us(action.valid_until_time)
+        faults.check(is_later, f"{path}.valid_until_time", "later than valid_from_time")

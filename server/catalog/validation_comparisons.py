@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from server.catalog.catalog import BUCKETS
 from server.catalog.faults import DAY_US, MINUTE_US, Faults
@@ -20,8 +20,21 @@ COST_MICROS_MAX: Final = 10**15  # a thousand million currency units; so many of
 _Exploration = Callable[[str, catalog_pb2.Exploration, Faults], None]
 
 
+class _Known(NamedTuple):
+    """What a branch may name."""
+
+    actions: set[str]
+    groups: set[str]
+    placements: set[str]
+
+
 def check_experiments(catalog: catalog_pb2.Catalog, check_exploration: _Exploration, faults: Faults) -> None:
     """Note every fault of the experiments except those of rules."""
+    known = _Known(
+        actions={action.name for action in catalog.actions},
+        groups={group.name for group in catalog.action_groups},
+        placements={placement.name for placement in catalog.placements},
+    )
     n_blends = 1
     salts: dict[str, int] = {}
     for e, experiment in enumerate(catalog.experiments):
@@ -40,11 +53,13 @@ def check_experiments(catalog: catalog_pb2.Catalog, check_exploration: _Explorat
             is_share = is_share and abs(steps - round(steps)) < 1e-6
             faults.check(is_share, f"{at}.share", f"0 to 1 in steps of {1 / BUCKETS}, got {branch.share}")
             total += round(steps)
-            _branch(at, branch, catalog, check_exploration, faults)
+            _branch(at, branch, known, check_exploration, faults)
         faults.check(total <= BUCKETS, f"{path}.branches", f"shares of at most 1 together, got {total / BUCKETS:g}")
         n_blends *= 1 + len(experiment.branches)
     faults.check(
-        n_blends <= BLENDS_MAX, "experiments", f"branches combine into at most {BLENDS_MAX} blends, got {n_blends}"
+        n_blends <= BLENDS_MAX,
+        "experiments",
+        f"branches combine into at most {BLENDS_MAX} blends, got {n_blends}; drop a branch or end an experiment",
     )
     n_rows = n_blends * len(catalog.actions)
     faults.check(
@@ -57,31 +72,28 @@ def check_experiments(catalog: catalog_pb2.Catalog, check_exploration: _Explorat
 def _branch(
     path: str,
     branch: catalog_pb2.Branch,
-    catalog: catalog_pb2.Catalog,
+    known: _Known,
     check_exploration: _Exploration,
     faults: Faults,
 ) -> None:
-    actions = {action.name for action in catalog.actions}
-    groups = {group.name for group in catalog.action_groups}
-    placements = {placement.name for placement in catalog.placements}
     faults.count(f"{path}.actions", len(branch.actions), 0, 64)
     faults.count(f"{path}.placements", len(branch.placements), 0, 256)
     for i, varied in enumerate(branch.actions):
         at = f"{path}.actions[{i}]"
-        faults.refer(f"{at}.actions", varied.actions, actions, "action")
-        faults.refer(f"{at}.groups", varied.groups, groups, "action group")
+        faults.refer(f"{at}.actions", varied.actions, known.actions, "action")
+        faults.refer(f"{at}.groups", varied.groups, known.groups, "action group")
         if varied.HasField("lever") and not 0.0 <= varied.lever <= 1_000.0:
             faults.add(f"{at}.lever", f"0 to 1000, got {varied.lever}")
         if not any(map(varied.HasField, ("lever", "applicability", "suitability"))):
             faults.add(at, "one of lever, applicability and suitability is required")
     for i, placed in enumerate(branch.placements):
         at = f"{path}.placements[{i}]"
-        faults.refers(f"{at}.placement", placed.placement, placements, "placement")
+        faults.refers(f"{at}.placement", placed.placement, known.placements, "placement")
         check_exploration(f"{at}.exploration", placed.exploration, faults)
         if placed.exploration.HasField("budget"):
-            faults.add(f"{at}.exploration.budget", "stands at the placement itself; a branch does not change it")
+            faults.add(f"{at}.exploration.budget", "state it at the placement itself; a branch does not change it")
     if len({placed.placement for placed in branch.placements}) != len(branch.placements):
-        faults.add(f"{path}.placements", "a placement stands twice")
+        faults.add(f"{path}.placements", "the same placement stands twice; vary it once")
     roles = (ModelRole.MODEL_ROLE_UNSPECIFIED, ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER)
     if branch.model_role not in roles:
         faults.add(f"{path}.model_role", "MODEL_ROLE_CHAMPION or MODEL_ROLE_CHALLENGER")
@@ -115,7 +127,7 @@ def check_budgets(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
         if budget.HasField("period"):
             faults.span(f"{path}.period", budget.period, MINUTE_US, PERIOD_US_MAX)
         elif budget.paced:
-            faults.add(f"{path}.period", "required for a budget that is paced over it")
+            faults.add(f"{path}.period", "a period such as 86400s is required: the budget is paced over it")
     for i, action in enumerate(catalog.actions):
         cost = action.cost_micros
         faults.check(0 <= cost <= COST_MICROS_MAX, f"actions[{i}].cost_micros", f"0 to {COST_MICROS_MAX}, got {cost}")

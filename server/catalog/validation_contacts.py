@@ -22,7 +22,7 @@ def check_contact_policies(catalog: catalog_pb2.Catalog, faults: Faults) -> None
     outcome_types = {outcome_type.name for outcome_type in catalog.outcome_types}
     for i, policy in enumerate(catalog.contact_policies):
         path = f"contact_policies[{i}]"
-        faults.enum(f"{path}.scope", policy.scope, catalog_pb2.ContactScope.values())
+        faults.enum(f"{path}.scope", policy.scope, catalog_pb2.ContactScope)
         faults.refer(f"{path}.actions", policy.actions, actions, "action")
         faults.refer(f"{path}.groups", policy.groups, groups, "action group")
         faults.refer(f"{path}.channels", policy.channels, channels, "channel")

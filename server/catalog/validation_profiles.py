@@ -114,7 +114,9 @@ def _type(path: str, attribute: catalog_pb2.Attribute, owner: str, faults: Fault
         what, most = ("category", CATEGORY_VALUES_MAX) if kind == _CATEGORY else ("set", SET_VALUES_MAX)
         n_values_fits = 1 <= len(values) <= most
         faults.check(n_values_fits, f"{path}.allowed_values", f"a {what} has 1 to {most} values, got {len(values)}")
-        faults.check(len(set(values)) == len(values), f"{path}.allowed_values", "a value stands twice")
+        faults.check(
+            len(set(values)) == len(values), f"{path}.allowed_values", "the same value stands twice; state it once"
+        )
         sizes_fit = all(1 <= len(value.encode()) <= 64 for value in values)
         faults.check(sizes_fit, f"{path}.allowed_values", "each value is 1 to 64 bytes")
     else:
@@ -155,17 +157,17 @@ def _profile_terms(path: str, attribute: catalog_pb2.Attribute, owner: str, faul
         return
     if attribute.HasField("time_to_live"):
         faults.span(f"{path}.time_to_live", attribute.time_to_live, MINUTE_US, _DECADE_US)
-    faults.enum(f"{path}.survivorship", attribute.survivorship, catalog_pb2.Survivorship.values())
+    faults.enum(f"{path}.survivorship", attribute.survivorship, catalog_pb2.Survivorship)
     types, fault = _SURVIVES.get(attribute.survivorship, (_TYPES["profile"], ""))
     faults.check(not fault or attribute.type in types, f"{path}.survivorship", fault)
-    faults.enum(f"{path}.meaning", attribute.meaning, catalog_pb2.Meaning.values())
+    faults.enum(f"{path}.meaning", attribute.meaning, catalog_pb2.Meaning)
     faults.check(not attribute.meaning or attribute.type == _TEXT, f"{path}.meaning", "only a text has a meaning")
 
 
 def _namespaces(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
     for i, namespace in enumerate(catalog.identity_namespaces):
         path = f"identity_namespaces[{i}]"
-        faults.enum(f"{path}.link_rule", namespace.link_rule, catalog_pb2.LinkRule.values())
+        faults.enum(f"{path}.link_rule", namespace.link_rule, catalog_pb2.LinkRule)
         n_values, shared = namespace.values_per_profile_max, namespace.shared_max
         faults.check(n_values <= 64, f"{path}.values_per_profile_max", f"at most 64, got {n_values}")
         faults.check(shared == 0 or 2 <= shared <= 1_000, f"{path}.shared_max", f"2 to 1000, got {shared}")
@@ -376,7 +378,7 @@ def _matching(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
         for j, weight in enumerate(field.weights):
             faults.finite(f"{path}.weights[{j}]", weight)
     names = [field.attribute for field in matching.fields]
-    faults.check(len(set(names)) == len(names), "matching.fields", "an attribute stands twice")
+    faults.check(len(set(names)) == len(names), "matching.fields", "the same attribute stands twice; name it once")
     link, review = weights_min(matching)
     if faults.finite("matching.link_weight_min", link) and faults.finite("matching.review_weight_min", review):
         faults.check(

@@ -162,8 +162,8 @@ def _worth(quantity: Quantity, values: Mapping[str, Value], rules: RuleCompiler)
         return _select(quantity, values, rules, _worth)
     program = _bind(quantity, values, rules)
     constant = _constant(program)
-    if constant is not None and (constant < 0.0 or constant > VALUE_MAX):
-        raise RefusedError([f"a value is 0 to {VALUE_MAX:.4g}, got {constant!r}"])
+    if constant is not None and not math.isnan(constant) and not 0.0 <= constant <= VALUE_MAX:
+        raise RefusedError([f"a value is 0 to {VALUE_MAX:.0f} currency units, got {constant!r}"])
     return program
 
 

@@ -17,6 +17,7 @@ from tsugi.v1.value_pb2 import Value
 TEXT_BYTES_MAX: Final = 1_024
 SET_VALUES_MAX: Final = 52  # a fact is a float64, which holds the bits of that many exactly
 VECTOR_NUMBERS_MAX: Final = 256
+INSTANT_WANTED: Final = "an instant within years 1 to 9999 is required"
 
 _CURRENCY = re.compile(r"[A-Z]{3}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -66,5 +67,10 @@ def check_instant(path: str, instant: Timestamp) -> None:
     Raises:
         TsugiError: FIELD_INVALID, naming the path.
     """
-    if not (_MIN_SECONDS <= instant.seconds <= _MAX_SECONDS and 0 <= instant.nanos < 1_000_000_000):
-        raise field_invalid(path, "an instant within years 1 to 9999 is required")
+    if not is_instant(instant):
+        raise field_invalid(path, INSTANT_WANTED)
+
+
+def is_instant(instant: Timestamp) -> bool:
+    """Say whether a timestamp lies within years 1 to 9999."""
+    return _MIN_SECONDS <= instant.seconds <= _MAX_SECONDS and 0 <= instant.nanos < 1_000_000_000

@@ -9,6 +9,7 @@ drawn again. What is logged is what was drawn from, hence exact.
 from __future__ import annotations
 
 import math
+import sys
 from statistics import NormalDist
 
 import numpy as np
@@ -22,6 +23,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Standard normal quantiles at 4,096 equal steps: a posterior draw by one look-up. The outermost lies at 3.67.
 _NORMALS: Floats = np.array([NormalDist().inv_cdf((i + 0.5) / 4096) for i in range(4096)], np.float32)
 _NORMALS.flags.writeable = False
+_TINY = sys.float_info.min  # the reciprocal of what is smaller is no finite number; it counts as no priority at all
 
 
 @kernel
@@ -72,7 +74,7 @@ def inverse_gap(priorities: Doubles, is_open: Mask, gamma: float, out: Doubles) 
                 best, n_best = priorities[i], 1
             elif priorities[i] == best:
                 n_best += 1
-    scale = 1.0 / best if best > 0.0 else 0.0
+    scale = 1.0 / best if best >= _TINY else 0.0
     taken = 0.0
     for i in range(priorities.size):
         out[i] = 0.0
@@ -103,7 +105,7 @@ def softmax(priorities: Doubles, is_open: Mask, temperature: float, out: Doubles
     for i in range(priorities.size):
         if is_open[i] and priorities[i] > best:
             best = priorities[i]
-    scale = 1.0 / best if best > 0.0 else 0.0
+    scale = 1.0 / best if best >= _TINY else 0.0
     total = 0.0
     for i in range(priorities.size):
         out[i] = math.exp((priorities[i] - best) * scale / temperature) if is_open[i] else 0.0

@@ -1,7 +1,7 @@
 """The value gate: can it be told what success with this action is worth to this person?
 
-Handed the catalog's value expressions, lowered, and one request's facts. What cannot be told, is negative or very
-large, refuses: nothing is ever ranked by a number that means nothing.
+Handed the catalog's value expressions, lowered, and one request's facts. What cannot be told, is negative or above the
+largest value there is refuses: nothing is ever ranked by a number that means nothing.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ WORDS: Final = (
     "greedy", "mail", "thompson", "action_0", "action_3", PERSON["namespace"], PERSON["value"], "browser_id", "hour",
     OTHER_BROWSER["value"], "email", SHARED["value"], "marketing", "sports", "ski", "spend", "EUR", "taste", "narrow",
     "device", "member", "note", "since", "phone", "crm", "visit", "click", "order", "impression", "web", "only",
+    "members", "event.hour > 5.0 && profile.member", "event.note == 'x' || profile.note == 'y'",
 )  # fmt: skip
 
 

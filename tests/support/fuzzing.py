@@ -71,9 +71,9 @@ def _fill(draw: st.DrawFn, message: Any, field: Any, vocabulary: Sequence[str], 
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         entries = getattr(message, field.name)
         value = field.message_type.fields_by_name["value"]
-        for key in draw(st.lists(_texts(vocabulary), max_size=REPEATED_MAX)):
+        for key in draw(st.lists(texts(vocabulary), max_size=REPEATED_MAX)):
             if value.message_type is None:
-                entries[key] = draw(_scalars(value, vocabulary))
+                entries[key] = draw(scalars(value, vocabulary))
             else:
                 entries[key].CopyFrom(draw(messages(GetMessageClass(value.message_type), vocabulary, depth + 1)))
     elif field.is_repeated:
@@ -88,13 +88,14 @@ def _fill(draw: st.DrawFn, message: Any, field: Any, vocabulary: Sequence[str], 
 def _values(field: FieldDescriptor, vocabulary: Sequence[str], depth: int) -> st.SearchStrategy[Any]:
     if field.message_type is not None:
         return messages(GetMessageClass(field.message_type), vocabulary, depth + 1)
-    return _scalars(field, vocabulary)
+    return scalars(field, vocabulary)
 
 
-def _scalars(field: FieldDescriptor, vocabulary: Sequence[str]) -> st.SearchStrategy[Any]:
+def scalars(field: FieldDescriptor, vocabulary: Sequence[str]) -> st.SearchStrategy[Any]:
+    """Return a strategy for the values of a field that holds no message."""
     match field.type:
         case FieldDescriptor.TYPE_STRING:
-            return _texts(vocabulary)
+            return texts(vocabulary)
         case FieldDescriptor.TYPE_BYTES:
             return st.binary(max_size=200)
         case FieldDescriptor.TYPE_BOOL:
@@ -109,7 +110,8 @@ def _scalars(field: FieldDescriptor, vocabulary: Sequence[str]) -> st.SearchStra
     return st.one_of(st.integers(0, 4), st.sampled_from((least, most)), st.integers(least, most))
 
 
-def _texts(vocabulary: Sequence[str]) -> st.SearchStrategy[str]:
+def texts(vocabulary: Sequence[str]) -> st.SearchStrategy[str]:
+    """Return a strategy for texts, half of them known ones."""
     known = st.sampled_from(list(vocabulary))
     # Twice, so that half of the texts are known ones; surrogates alone are no text in a message.
     return st.one_of(known, known, st.sampled_from(_ODD_TEXTS), st.text(st.characters(exclude_categories=["Cs"])))

@@ -36,7 +36,7 @@ def refused(*arguments: str) -> str:
         TEXT.encode("latin-1"),
         TEXT.encode("utf-8-sig"),
         TEXT.encode("utf-16"),
-        gzip.compress(TEXT.encode()),
+        gzip.compress(TEXT.encode(), mtime=0),
         TEXT.replace("\n", "\r\n").encode(),
         b"\n\n" + TEXT.encode() + b"\n\n",
         b'id;name;born\n1;"Zo\xc3\xab, A.";1980-05-17\n2;;1 May\n',
@@ -73,7 +73,7 @@ def test_several_files_are_one_set_and_a_column_may_be_missing_in_some(tmp_path:
         ("id,name\n1,2\n", COLUMNS, "no column 'born'; there are id, name"),
         ("name,born\n1,2\n", COLUMNS, "no column 'id' for the truth; it has name, born"),
         (TEXT, [("name", "surname")], "no meaning 'surname'; the meanings are given_name, family_name"),
-        (gzip.compress(TEXT.encode())[:-9], COLUMNS, "people.csv: "),
+        (gzip.compress(TEXT.encode(), mtime=0)[:-9], COLUMNS, "people.csv: "),
     ],
 )
 def test_what_cannot_be_read_says_why(

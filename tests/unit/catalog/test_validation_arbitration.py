@@ -46,12 +46,12 @@ def test_fault_of_exploration_is_told(exploration: dict[str, Any], path: str, de
 @pytest.mark.parametrize(
     ("placement", "path", "description"),
     [
-        (SEVERAL, "goal", "no goal is named ''"),
+        (SEVERAL, "goal", "the name of one goal is required, such as 'click'"),
         (HOME | {"goals": [CLICK]}, "goal", "not beside goals; a placement has one goal, or several in goals"),
         (SEVERAL | {"goals": [{"goal": "clik"}]}, "goals[0].goal", "no goal is named 'clik'; did you mean 'click'?"),
-        (SEVERAL | {"goals": [CLICK, CLICK]}, "goals", "a goal stands twice"),
-        (SEVERAL | {"goals": [CLICK | {"weight": 0}]}, "goals[0].weight", "above 0, to 1000, got 0.0"),
-        (SEVERAL | {"goals": [CLICK | {"weight": "NaN"}]}, "goals[0].weight", "above 0, to 1000, got nan"),
+        (SEVERAL | {"goals": [CLICK, CLICK]}, "goals", "the same goal stands twice; name it once"),
+        (SEVERAL | {"goals": [CLICK | {"weight": 0}]}, "goals[0].weight", "above 0 and at most 1000, got 0.0"),
+        (SEVERAL | {"goals": [CLICK | {"weight": "NaN"}]}, "goals[0].weight", "above 0 and at most 1000, got nan"),
     ],
 )
 def test_fault_of_several_goals_is_told(placement: dict[str, Any], path: str, description: str) -> None:

@@ -48,7 +48,9 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
 @pytest.mark.parametrize(
     ("path", "fields", "fault"),
     [
-        ("identityNamespaces.0", {"linkRule": 9}, ("identity_namespaces[0].link_rule", "9 is no value of this enum")),
+        ("identityNamespaces.0", {"linkRule": 9}, (
+            "identity_namespaces[0].link_rule", f"one of {', '.join(catalog_pb2.LinkRule.keys()[1:])}, got 9"
+        )),
         ("identityNamespaces.0", {"valuesPerProfileMax": 65}, (
             "identity_namespaces[0].values_per_profile_max", "at most 64, got 65"
         )),
@@ -74,7 +76,9 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
         ("sources.0", {"attributes": ["aeg"]}, (
             "sources[0].attributes[0]", "no profile attribute is named 'aeg'; did you mean 'age'?"
         )),
-        ("sources.0", {"attributes": ["age", "age"]}, ("sources[0].attributes", "a profile attribute stands twice")),
+        ("sources.0", {"attributes": ["age", "age"]}, (
+            "sources[0].attributes", "the same profile attribute stands twice; name it once"
+        )),
         ("sources.0", {"eventTypes": ["purchases"]}, (
             "sources[0].event_types[0]", "no event type is named 'purchases'; did you mean 'purchase'?"
         )),
@@ -99,14 +103,16 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
         (AGE, {"survivorship": "SURVIVORSHIP_LONGEST"}, (
             "profile_attributes[0].survivorship", "only a text can be the longest"
         )),
-        (AGE, {"survivorship": 20}, ("profile_attributes[0].survivorship", "20 is no value of this enum")),
+        (AGE, {"survivorship": 20}, (
+            "profile_attributes[0].survivorship", f"one of {', '.join(catalog_pb2.Survivorship.keys()[1:])}, got 20"
+        )),
         (AGE, {"meaning": "MEANING_CITY"}, ("profile_attributes[0].meaning", "only a text has a meaning")),
         (AGE, {"purposes": ["marketting"]}, (
             "profile_attributes[0].purposes[0]",
             "no consent purpose is named 'marketting'; did you mean 'marketing'?",
         )),
         (AGE, {"purposes": ["marketing", "marketing"]}, (
-            "profile_attributes[0].purposes", "a consent purpose stands twice"
+            "profile_attributes[0].purposes", "the same consent purpose stands twice; name it once"
         )),
         (SPORTS, {"allowedValues": []}, ("profile_attributes[1].allowed_values", "a set has 1 to 52 values, got 0")),
         (SPORTS, {"allowedValues": [f"ski{i}" for i in range(53)]}, (
@@ -150,7 +156,9 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
             "action_attributes[0].type",
             "a fact of an action is no MONEY; one of NUMBER, BOOL, CATEGORY, TEXT, TIME is expected",
         )),
-        (BUYS, {"name": "Buys"}, ("windows[0].name", "[a-z][a-z0-9_]{0,63}, got 'Buys'")),
+        (BUYS, {"name": "Buys"}, (
+            "windows[0].name", "a to z, 0 to 9 and _, a letter first, at most 64 of them, got 'Buys'"
+        )),
         (BUYS, {"kind": None}, ("windows[0].kind", "a kind is required, such as WINDOW_KIND_COUNT")),
         (BUYS, {"kind": 7}, ("windows[0].kind", "a kind is required, such as WINDOW_KIND_COUNT")),
         (BUYS, {"eventType": "purchas"}, (
@@ -161,7 +169,9 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
         (SKI, {"property": "totla"}, (
             "windows[3].property", "no property of purchase is named 'totla'; did you mean 'total'?"
         )),
-        (SKI, {"property": None}, ("windows[3].property", "no property of purchase is named ''")),
+        (SKI, {"property": None}, (
+            "windows[3].property", "the name of one property of purchase is required, such as 'code'"
+        )),
         (SKI, {"property": "sport"}, ("windows[3].property", "a sum takes a number or an amount")),
         (BUYS, {"span": None}, (
             "windows[0]", "how far it reaches back is required: a span such as 86400s, or session: true"
@@ -180,7 +190,9 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
         (OPEN, {"span": "864001s"}, (
             "windows[8].span", "complaint is kept for 864000s (10 days) only; lengthen its retention"
         )),
-        (OPEN, {"closingEventType": None}, ("windows[8].closing_event_type", "no event type is named ''")),
+        (OPEN, {"closingEventType": None}, (
+            "windows[8].closing_event_type", "the name of one event type is required, such as 'complaint'"
+        )),
         (OPEN, {"closingEventType": "complaint"}, (
             "windows[8].closing_event_type", "another event type than the one that opens is required"
         )),
@@ -213,13 +225,13 @@ BUYS, BUYS_30D, VISITS, SKI, LAST_SPORT, LAST_CODE, N_SPORTS, SINCE, OPEN = (f"w
         ("segments.0", {"expression": ""}, ("segments[0].expression", "an expression is required")),
         ("journey", {"stages": [], "transitions": []}, ("journey.stages", "1 to 32 entries, got 0")),
         ("journey", {"stages": [{"name": "Engagement"}], "transitions": []}, (
-            "journey.stages[0].name", "[a-z][a-z0-9_]{0,63}, got 'Engagement'"
+            "journey.stages[0].name", "a to z, 0 to 9 and _, a letter first, at most 64 of them, got 'Engagement'"
         )),
         ("journey.transitions.0", {"fromStages": ["awarenes"]}, (
             "journey.transitions[0].from_stages[0]", "no stage is named 'awarenes'; did you mean 'awareness'?"
         )),
         ("journey.transitions.0", {"fromStages": ["awareness", "awareness"]}, (
-            "journey.transitions[0].from_stages", "a stage stands twice"
+            "journey.transitions[0].from_stages", "the same stage stands twice; name it once"
         )),
         ("journey.transitions.0", {"toStage": "love"}, ("journey.transitions[0].to_stage", "no stage is named 'love'")),
         ("journey.transitions.0", {"eventType": None}, (
