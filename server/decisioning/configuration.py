@@ -133,8 +133,8 @@ class Configuration:
                 previous_lsn=head,
                 rollback=True,
                 restored_lsn=restored.record.lsn,
-                # People go back to where they were then; from where they are now others than they would move.
-                allotments=allot_all(message, self._allotments(restored.record.lsn)),
+                # Only those move who must; and of them as many as can be go back to where they were.
+                allotments=allot_all(message, self._allotments(head), self._allotments(restored.record.lsn)),
             ),
         )
 
