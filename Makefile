@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 PROTOS := $(shell find protos -name '*.proto')
 
-.PHONY: setup protos check format test test-all bench bench-quick bench-table bench-identity demo serve golden lock clean
+.PHONY: setup protos check format test test-all bench bench-quick bench-table bench-identity bench-learning demo serve golden lock clean
 
 setup: $(VENV)/.installed
 
@@ -63,6 +63,9 @@ bench-quick: setup
 
 bench-identity: setup
 	$(PY) -m tests.benchmark.identity $(if $(DATA),--data $(DATA)) $(IDENTITY)
+
+bench-learning: setup
+	$(PY) -m tests.benchmark.learning $(if $(DATA),--data $(DATA)) $(LEARNING)
 
 bench-table: setup
 	$(PY) -m tests.benchmark --table

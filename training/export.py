@@ -70,6 +70,8 @@ class Exporter:
             learned_lsn=learned_lsn,
             learned_time_us=learned_time_us,
             features=self._fleet.columns,
+            centers=self._fleet.scaling.centers.tobytes(),
+            spreads=self._fleet.scaling.spreads.tobytes(),
             goals=[block.message() for block in self._blocks.values()],
         )
 

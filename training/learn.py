@@ -100,7 +100,7 @@ class _Course:
         self.learned_time_us = snapshot.learned_time_us
         self.learned_chain = snapshot.learned_chain
         self.erased_lsn = snapshot.erased_lsn
-        self.fleet.load(snapshot.goals, snapshot.features, snapshot.learners)
+        self.fleet.load(snapshot.goals, snapshot.features, snapshot.learners, snapshot.scales)
         self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.learned_time_us)
 
     def step(self) -> int:
@@ -261,7 +261,7 @@ class Learner:
     def state(self) -> LearnerSnapshot:
         """Return the whole state. Cost: 10 µs an action and 0.3 µs an open decision."""
         course = self._course
-        goals, features, learners = course.fleet.save()
+        goals, features, learners, scales = course.fleet.save()
         open_rewards, parked_lsns, counts = course.rewards.save()
         return LearnerSnapshot(
             format_version=FORMAT_VERSION,
@@ -274,6 +274,7 @@ class Learner:
             goals=goals,
             features=features,
             learners=learners,
+            scales=scales,
             open_rewards=open_rewards,
             parked_lsns=parked_lsns,
             counts=counts,

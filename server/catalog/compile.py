@@ -45,7 +45,7 @@ from server.catalog.declared import NOW, Declared, Reading, declare, frozen, mak
 from server.catalog.expressions import NO_RULE, RuleCompiler
 from server.catalog.faults import duration_us, instant_us
 from server.catalog.profile_terms import ProfileTerms
-from server.catalog.validation import LEARNED_COLUMNS_MAX
+from server.catalog.validation import LEARNED_COLUMNS_FEW_MAX, LEARNED_COLUMNS_MAX, LEARNED_NUMBERS_MAX
 from server.catalog.value_expressions import NO_VALUE, Lowered, ValueCompiler
 from server.errors import TsugiError, Violation
 from tsugi.log.v1.record_pb2 import SlotRecord
@@ -53,8 +53,6 @@ from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import Slot
 from tsugi.v1.error_reason_pb2 import ErrorReason
 from tsugi.v1.value_pb2 import Value
-
-LEARNED_LIMIT: Final = 5.0  # learners read numbers within ± this many spreads
 
 _FOREVER_US: Final = (1 << 62) - 1
 
@@ -113,12 +111,12 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
     profiles = compile_profiles(message, declared, facts, read, contacts, violations)
     # Only now do text facts know the texts that rules compare them with.
     values = [_encoded(i, given, action_facts, violations) for (i, _), given in zip(actions, typed, strict=True)]
-    if len(learned.names) > LEARNED_COLUMNS_MAX:
+    if len(learned.names) > (columns_max := _learned_columns_max(len(actions))):
         violations.append(
             Violation(
                 "profile_attributes",
-                f"learners read at most {LEARNED_COLUMNS_MAX} columns (one a number or boolean, one a category "
-                f"value), got {len(learned.names)}; set excluded_from_learning on some",
+                f"learners read at most {columns_max} columns of this many actions (one a number or boolean, one a "
+                f"category value), got {len(learned.names)}; set excluded_from_learning on some",
             )
         )
     if violations:
@@ -199,6 +197,12 @@ def _consent_positions(message: catalog_pb2.Catalog, declared: Declared) -> list
     return [positions.get((placement.purpose, placement.channel), -1) for placement in message.placements]
 
 
+def _learned_columns_max(n_actions: int) -> int:
+    """Return how many columns learners may read: what they keep of an action grows with the square."""
+    of_few = math.isqrt(LEARNED_NUMBERS_MAX // max(n_actions, 1)) - 1
+    return min(max(of_few, LEARNED_COLUMNS_MAX), LEARNED_COLUMNS_FEW_MAX)
+
+
 def _learned_columns(facts: tuple[Fact, ...], readings: Sequence[Reading | None]) -> FeatureColumns:
     names: list[str] = []
     rows: list[tuple[int, int, float, float, float, float]] = []
@@ -207,7 +211,7 @@ def _learned_columns(facts: tuple[Fact, ...], readings: Sequence[Reading | None]
             continue
         if fact.type in (catalog_pb2.ATTRIBUTE_TYPE_NUMBER, catalog_pb2.ATTRIBUTE_TYPE_MONEY):
             names.append(fact.name)
-            rows.append((source, SCALED, read.center, read.spread, LEARNED_LIMIT, 0.0))
+            rows.append((source, SCALED, read.center, read.spread, read.limit, 0.0))
         elif fact.type == catalog_pb2.ATTRIBUTE_TYPE_BOOL:
             names.append(fact.name)
             rows.append((source, EQUALS, 1.0, 0.0, 0.0, 0.0))

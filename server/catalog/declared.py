@@ -23,11 +23,17 @@ NOW: Final = Fact("now", catalog_pb2.ATTRIBUTE_TYPE_TIME, {}, -UNBOUNDED, UNBOUN
 _Array = TypeVar("_Array", bound=NDArray[Any])
 
 
+LEARNED_LIMIT: Final = 5.0  # learners read numbers within ± this many stated spreads
+# Where none is stated, numbers are recorded as they are, and the learner process finds out how far they lie apart.
+LEARNED_LIMIT_UNSTATED: Final = 2.0**40  # exact as float32
+
+
 class Reading(NamedTuple):
-    """How learners read a fact that is a number: (fact - center) / spread."""
+    """How learners read a fact that is a number: (fact - center) / spread, cut to ±limit."""
 
     center: float = 0.0
     spread: float = 1.0
+    limit: float = LEARNED_LIMIT
 
 
 class Declared(NamedTuple):
@@ -75,6 +81,8 @@ def reading(message: catalog_pb2.Attribute | catalog_pb2.Window) -> Reading | No
     """Return how learners read an attribute or window; None when it is kept from them."""
     if message.excluded_from_learning:
         return None
+    if not message.HasField("center") and not message.HasField("spread"):
+        return Reading(limit=LEARNED_LIMIT_UNSTATED)
     return Reading(message.center, message.spread if message.HasField("spread") else 1.0)
 
 

@@ -27,7 +27,9 @@ from tsugi.v1 import catalog_pb2
 
 CATALOG_BYTES_MAX: Final = 16 * 1024 * 1024
 ACTIONS_MAX: Final = 10_000
-LEARNED_COLUMNS_MAX: Final = 64
+LEARNED_COLUMNS_MAX: Final = 64  # with any number of actions
+LEARNED_COLUMNS_FEW_MAX: Final = 320  # with few; no more than the learner process keeps
+LEARNED_NUMBERS_MAX: Final = 100 * (LEARNED_COLUMNS_MAX + 1) ** 2  # actions × (columns + 1)², beyond 64 columns
 CONTENT_BYTES_MAX: Final = 4_096
 WINDOW_US_MIN: Final = 100_000
 WINDOW_US_MAX: Final = 90 * DAY_US

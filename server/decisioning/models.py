@@ -2,7 +2,8 @@
 
 Made by ``live.py`` off the event loop whenever catalog, role or arrays change; immutable afterwards. Rows and columns
 of the learner's arrays are matched to the catalog by name, so that either side may change first: an action nothing
-was learned about gets no correction and the widest posterior.
+was learned about gets no correction and the widest posterior. Learners read each feature in units of its spread, and
+workers as it was recorded: what turns one into the other is folded into the weights here.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     weights = np.zeros((n_goals, n, d))
     intercepts = np.zeros((n_goals, n))
     posterior_rows = np.zeros((n_goals, n), np.int32)
-    means, covariances = [np.zeros((1, d + 1))], [np.eye(d + 1)[np.newaxis]]
+    units = _Units(catalog, arrays)
+    means, covariances = [np.zeros((1, d + 1))], [units.covariances(np.eye(d + 1)[np.newaxis])]
     scales = np.ones(n_goals)
     is_thompson = (catalog.blends.codes[:, :, 2] == THOMPSON).any(axis=0)
     thompson_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_thompson].any(axis=0)).tolist())
@@ -142,14 +144,15 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         if goal_row is None:
             continue
         learned = _Block(block, list(arrays.features) if arrays is not None else [], catalog)
-        weights[goal_row][np.ix_(learned.rows, learned.columns)] = learned.weights
-        intercepts[goal_row, learned.rows] = learned.intercepts
+        corrections = units.means(learned.corrections(d))
+        weights[goal_row, learned.rows] = corrections[:, :d]
+        intercepts[goal_row, learned.rows] = corrections[:, d]
         scales[goal_row] = block.posterior_scale
         if goal_row in thompson_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
-            means.append(learned.posterior_means(d))
-            covariances.append(learned.posterior_covariances(d))
+            means.append(units.means(learned.posterior_means(d)))
+            covariances.append(units.covariances(learned.posterior_covariances(d)))
     return Models(
         champion=champion,
         correction_weights=_frozen(weights),
@@ -166,6 +169,34 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     )
 
 
+class _Units:
+    """From what learners read to what is recorded: z = (x - center) / spread of each of the catalog's d features.
+
+    With (z, 1) = A (x, 1), a mean m·(z, 1) is (A'm)·(x, 1), and a variance (z, 1)'Σ(z, 1) is (x, 1)'A'ΣA(x, 1).
+    """
+
+    def __init__(self, catalog: Catalog, arrays: LearnerArrays | None) -> None:
+        d = len(catalog.learned.names)
+        self._map = np.eye(d + 1)
+        if arrays is None or not arrays.spreads:
+            return
+        positions = {name: j for j, name in enumerate(catalog.learned.names)}
+        centers, spreads = (_doubles(data, len(arrays.features)) for data in (arrays.centers, arrays.spreads))
+        for name, center, spread in zip(arrays.features, centers.tolist(), spreads.tolist(), strict=True):
+            if (j := positions.get(name)) is not None:
+                self._map[j, j], self._map[j, d] = 1.0 / spread, -center / spread
+
+    def means(self, means: Doubles) -> Doubles:
+        """Turn float64[m, d + 1], the intercept last."""
+        turned: Doubles = means @ self._map
+        return turned
+
+    def covariances(self, covariances: Doubles) -> Doubles:
+        """Turn float64[m, d + 1, d + 1]."""
+        turned: Doubles = self._map.T @ covariances @ self._map
+        return turned
+
+
 class _Block:
     """One goal's arrays, cut to the actions and features the catalog has."""
 
@@ -178,8 +209,13 @@ class _Block:
         self.columns = np.array([positions[features[j]] for j in self._kept], np.intp)
         self.rows = np.array([catalog.actions.rows[block.actions[i]] for i in self._picked], np.intp)
         self._block = block
-        self.weights = _doubles(block.correction_weights, self._height, self._width)[np.ix_(self._picked, self._kept)]
-        self.intercepts = _doubles(block.correction_intercepts, self._height)[self._picked]
+
+    def corrections(self, d: int) -> Doubles:
+        corrections = np.zeros((self._picked.size, d + 1))
+        weights = _doubles(self._block.correction_weights, self._height, self._width)
+        corrections[:, self.columns] = weights[np.ix_(self._picked, self._kept)]
+        corrections[:, d] = _doubles(self._block.correction_intercepts, self._height)[self._picked]
+        return corrections
 
     def posterior_means(self, d: int) -> Doubles:
         kept, columns = np.append(self._kept, self._width), np.append(self.columns, d)

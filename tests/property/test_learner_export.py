@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.catalog.catalog import Doubles, Goal
+from server.catalog.catalog import Catalog, Doubles, Goal
+from server.catalog.compile import compile_catalog
+from server.decisioning.models import align, no_champion
+from tests.support.learning import make_catalog
 from training.export import Exporter, UnsafeArraysError
-from training.fleet import FEATURES_MAX, Fleet
-from training.learners.base import Arrays, Prediction
+from training.fleet import FEATURES_MAX, VALUE_MAX, Fleet
+from training.learners.base import FEATURE_MAX, Arrays, Prediction, sigmoid
 from training.learners.logistic import LogisticCorrection
 from training.rewards import Lesson
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
@@ -123,9 +126,45 @@ def test_goal_is_published_before_anything_was_learned_about_it() -> None:
 
 def test_numbers_far_outside_are_cut_before_they_teach() -> None:
     fleet, cut = Fleet(), Fleet()
-    fleet.learn(lesson_of(value=3e38))
-    cut.learn(lesson_of(value=8.0))
+    for value, value_max in ((1.0, 1.0), (3e38, VALUE_MAX), (-3e38, -VALUE_MAX)):
+        fleet.learn(lesson_of(value=value))
+        cut.learn(lesson_of(value=value_max))
     assert fleet.save() == cut.save()
+    features, _ = fleet.changed["visit", "book"]
+    assert all(abs(value) <= FEATURE_MAX for value in features.values())
+
+
+def thompson_catalog(numbers: tuple[str, ...]) -> Catalog:
+    message = make_catalog(("book", "lamp"), numbers).message
+    message.placements[0].exploration.thompson.draws = 64
+    return compile_catalog(message)
+
+
+@pytest.mark.parametrize("numbers", [("age", "spend"), ("spend", "visits"), ("visits",)])
+def test_workers_score_what_is_recorded_as_learners_score_it_in_units_of_its_spread(numbers: tuple[str, ...]) -> None:
+    """Also under a catalog that has come to lack a number, which then lies at its center, or to have a new one."""
+    fleet, first, used = Fleet(), thompson_catalog(("age", "spend")), thompson_catalog(numbers)
+    rng = np.random.default_rng(4)
+    drawn = rng.normal((40.0, 20_000.0), (12.0, 5_000.0), (220, 2))
+    for i, row in enumerate(drawn[:200].astype("<f4")):
+        fleet.learn(Lesson(first.goals[0], "book", first.learned.names, row.tobytes(), -1.0, float(i % 3 == 0)))
+    models, book = align(used, no_champion(used), published(Exporter(fleet))), used.actions.rows["book"]
+    posterior = models.posterior_rows[0, book]
+    for age, spend in drawn[200:]:
+        recorded = {"profile.age": age, "profile.spend": spend, "profile.visits": 0.5}
+        x = np.array([recorded[name] for name in used.learned.names])
+        log_odds = -1.0 + models.correction_weights[0, book] @ x + models.correction_intercepts[0, book]
+        z = models.posterior_scales[0] * np.append(x, 1.0)
+        mean = sigmoid(-1.0) + models.posterior_means[posterior] @ z
+        ours = [Prediction(sigmoid(log_odds), 0.0), Prediction(mean, z @ models.posterior_covariances[posterior] @ z)]
+        units = {name: units_of(fleet, name, recorded[name]) for name in used.learned.names}
+        theirs = [learner.predict_one(units, -1.0) for learner in fleet.learners["visit", "book"]]
+        np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6)
+
+
+def units_of(fleet: Fleet, name: str, value: float) -> float:
+    column = fleet.columns.get(name)
+    return value if column is None else float((value - fleet.scaling.centers[column]) / fleet.scaling.spreads[column])
 
 
 def test_features_beyond_the_budget_are_not_learned_from() -> None:

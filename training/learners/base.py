@@ -21,7 +21,7 @@ Features = dict[str, float]  # by name, finite, within ±FEATURE_MAX
 Arrays = dict[str, Doubles]  # one row of the GoalArrays fields of the same names
 Constants = dict[str, float]  # the GoalArrays fields that all rows of a goal share
 
-FEATURE_MAX: Final = 8.0  # the catalog cuts numbers at 5; whatever lies further out came from elsewhere
+FEATURE_MAX: Final = 8.0  # spreads from the center; whoever lies further out teaches as if there
 PRIOR_LOG_ODDS_MAX: Final = 15.0  # a chance of 3 in 10 million; a certain prior could never be corrected
 
 

@@ -22,52 +22,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
-from river import linear_model
 
 from training.learners.base import Arrays, Constants, Doubles, Features, Prediction, sigmoid
+from training.learners.regression import RestorableRegression, scaled
 from tsugi.log.v1.learner_pb2 import LearnerState
 
 WIDTH: Final = 0.1
 BASE_RATE_MIN: Final = 0.005  # and 1 - it at most: a misstated rate must not make the first rows look decisive
-
-_INTERCEPT: Final = "1"  # features are named "profile.…" and "context.…"
-
-
-class _RestorableRegression(linear_model.BayesianLinearRegression):
-    """River's regression with its numbers laid open."""
-
-    @property
-    def index(self) -> dict[str, int]:
-        return {str(name): row for name, row in self._idx.items()}
-
-    @property
-    def precision(self) -> Doubles:
-        return _doubles(self._ss_arr)
-
-    @property
-    def covariance(self) -> Doubles:
-        return _doubles(self._ss_inv_arr)
-
-    @property
-    def natural_mean(self) -> Doubles:
-        return _doubles(self._eta_arr)
-
-    @property
-    def mean(self) -> Doubles:
-        self._ensure_m()
-        return _doubles(self._m_arr)
-
-    def restore(self, names: list[str], precision: Doubles, covariance: Doubles, natural_mean: Doubles) -> None:
-        self._idx = {name: row for row, name in enumerate(names)}
-        self._ss_arr = precision.copy()
-        # River keeps it in column order, and a product in another order rounds differently.
-        self._ss_inv_arr = np.array(covariance, order="F")
-        self._eta_arr = natural_mean.copy()
-        self._cap = natural_mean.size
-        self._m_dirty = True
 
 
 class BayesianRegression:
@@ -81,46 +45,35 @@ class BayesianRegression:
         self.n_rows = 0
         self._scale = WIDTH * _noise(base_rate)
         self._noise_variance = _noise(base_rate) ** 2
-        self._model = _RestorableRegression(alpha=1, beta=1.0 / self._noise_variance)
+        self._model = RestorableRegression(alpha=1, beta=1.0 / self._noise_variance)
 
     def learn_one(self, features: Features, prior_log_odds: float, reward: float) -> None:
         """See ActionLearner."""
         target = reward - sigmoid(prior_log_odds)
-        self._model.learn_one(self._scaled(features), target)  # type: ignore[no-untyped-call]  # untyped in River
+        self._model.learn_one(scaled(features, self._scale), target)  # type: ignore[no-untyped-call]  # untyped in River
         self.n_rows += 1
 
     def predict_one(self, features: Features, prior_log_odds: float) -> Prediction:
         """See ActionLearner. The variance is that of the mean: River's own less the noise of one reward."""
-        scaled = self._scaled(features)
-        distribution = self._model.predict_one(scaled, with_dist=True)  # type: ignore[no-untyped-call]  # untyped there
+        row = scaled(features, self._scale)
+        distribution = self._model.predict_one(row, with_dist=True)  # type: ignore[no-untyped-call]  # untyped there
         variance = distribution.sigma**2 - self._noise_variance
         return Prediction(sigmoid(prior_log_odds) + distribution.mu, variance)
 
     def export(self, columns: Mapping[str, int]) -> Arrays:
         """See ActionLearner. What was never seen keeps its prior: mean 0, variance 1."""
-        d = len(columns)
-        index = self._model.index
-        rows = [d if name == _INTERCEPT else columns[name] for name in index]
-        means, covariances = np.zeros(d + 1), np.eye(d + 1)
-        means[rows] = self._model.mean[: len(rows)]
-        covariances[np.ix_(rows, rows)] = self._model.covariance[: len(rows), : len(rows)]
-        return {"posterior_means": means, "posterior_covariances": covariances}
+        return {
+            "posterior_means": self._model.mean_by_column(columns),
+            "posterior_covariances": self._model.covariance_by_column(columns),
+        }
 
     def save(self, state: LearnerState) -> None:
-        """See ActionLearner. Matrices are stored whole, with the capacity River has grown them to."""
-        state.bayesian.features.extend(self._model.index)
-        state.bayesian.precision = self._model.precision.tobytes()
-        state.bayesian.covariance = self._model.covariance.tobytes()
-        state.bayesian.natural_mean = self._model.natural_mean.tobytes()
+        """See ActionLearner."""
+        self._model.save(state.bayesian)
 
     def load(self, state: LearnerState) -> None:
         """See ActionLearner."""
-        saved = state.bayesian
-        natural_mean = np.frombuffer(saved.natural_mean)
-        shape = (natural_mean.size, natural_mean.size)
-        precision = np.frombuffer(saved.precision).reshape(shape)
-        covariance = np.frombuffer(saved.covariance).reshape(shape)
-        self._model.restore(list(saved.features), precision, covariance, natural_mean)
+        self._model.load(state.bayesian)
 
     @classmethod
     def constants(cls, base_rate: float) -> Constants:
@@ -130,23 +83,12 @@ class BayesianRegression:
     @staticmethod
     def score(arrays: Arrays, constants: Constants, features: Doubles, prior_log_odds: float) -> Prediction:
         """See ActionLearner: with z = scale · (x, 1), mean sigmoid(prior) + m·z and variance z'Σz."""
-        scaled = constants["posterior_scale"] * np.append(features, 1.0)
-        mean = sigmoid(prior_log_odds) + float(arrays["posterior_means"] @ scaled)
-        return Prediction(mean, float(scaled @ arrays["posterior_covariances"] @ scaled))
-
-    def _scaled(self, features: Features) -> Features:
-        scale = self._scale
-        scaled = {name: value * scale for name, value in features.items()}
-        scaled[_INTERCEPT] = scale
-        return scaled
+        row = constants["posterior_scale"] * np.append(features, 1.0)
+        mean = sigmoid(prior_log_odds) + float(arrays["posterior_means"] @ row)
+        return Prediction(mean, float(row @ arrays["posterior_covariances"] @ row))
 
 
 def _noise(base_rate: float) -> float:
     """Return the standard deviation of a reward that is 1 with this chance and else 0."""
     rate = min(max(base_rate, BASE_RATE_MIN), 1.0 - BASE_RATE_MIN)
     return math.sqrt(rate * (1.0 - rate))
-
-
-def _doubles(array: Any) -> Doubles:
-    """Say of one of River's arrays what it is."""
-    return np.asarray(array, np.float64)

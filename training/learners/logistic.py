@@ -1,116 +1,95 @@
 """Corrects the prior: how much likelier, or less likely, success is than the champion or the base rate says.
 
-River's logistic regression with the prior log-odds as a fixed term, so that what is learned is the difference:
-log-odds = prior + w·x + b. It serves all policies but Thompson sampling, as the propensity of its action.
+A logistic regression with the prior log-odds as a fixed term, so that what is learned is the difference: log-odds =
+prior + w·x + b. It serves all policies but Thompson sampling, as the propensity of its action.
 
-Settings, chosen on simulated actions with 24 features (8 numbers, 12 one-hots of 3 categories, 4 booleans; base rates
-0.02 to 0.15; weak and strong effects; numbers up to ±5), as the share of the error of the uncorrected prior (excess log
-loss) that is left after 100, 300, 1,000 and 5,000 rows of one action::
+Each row moves a Gaussian posterior of (w, b) to the most likely point once the row is known, and takes the curvature
+there for its new precision: sequential Laplace approximation (Bishop, Pattern Recognition and Machine Learning, 2006,
+section 4.5; one row at a time as in Spiegelhalter and Lauritzen, Networks 20, 1990). That is River's Bayesian linear
+regression of working log-odds, each row weighted by its curvature. It never steps past the mark, however long the row
+is, and correlated features do not slow it down, as they do a gradient.
 
-    normalised SGD, 0.3 to 0.5 / sqrt(t)    0.41-0.97  0.23-0.85  0.11-0.61  0.05-0.35
-    plain SGD,      0.2 / sqrt(t)           0.49-0.95  0.30-0.82  0.17-0.56  0.06-0.30
-    plain SGD,      0.02, constant          0.54-0.93  0.32-0.80  0.14-0.63  0.11-0.67
-    AdaGrad,        0.1, eps 1              0.43-0.99  0.19-0.80  0.12-0.49  0.03-0.26
-    AdaGrad,        0.1, eps 1e-8           0.54-4.73  0.26-3.88  0.12-2.06  0.03-0.85
+PRECISION is that of the prior: a feature, in units of its spread, is expected to move log-odds by 1 / √PRECISION. The
+share of the error of the uncorrected prior (excess log loss) that is left around 100, 300, 1,000 and 5,000 rows of one
+action, on simulated actions with 24 features (8 numbers, 12 one-hots of 3 categories, 4 booleans), mean of six seeds,
+by base rate and true effect of a feature::
 
-Plain SGD at that rate is 1.7 times *worse* than the prior after 30 rows when numbers are large; normalising each step
-by the row's length cures it, whatever the scale of the features. AdaGrad gains a little late, costs two and a half
-times the time, and at twice the rate leaves twice the error. No l2: a decaying rate and the start at zero do its work.
+                        SGD, 0.4 / sqrt(t)       1                        10                       100
+    rate 0.02, 0.1      1.47 1.31 1.20 0.98      26.4 22.6 7.18 2.26      4.97 5.18 3.31 1.88      1.19 1.22 1.32 1.10
+    rate 0.02, 0.4      0.77 0.67 0.54 0.34      1.75 0.83 0.31 0.07      0.74 0.42 0.29 0.07      0.80 0.64 0.48 0.20
+    rate 0.15, 0.1      2.57 1.86 0.92 0.39      14.6 5.10 1.64 0.35      3.89 2.49 1.25 0.33      1.17 1.05 0.64 0.27
+    rate 0.15, 0.4      0.58 0.41 0.28 0.13      1.02 0.35 0.10 0.02      0.50 0.27 0.10 0.02      0.68 0.46 0.28 0.06
+    rate 0.4,  0.4      0.60 0.38 0.23 0.10      0.83 0.30 0.08 0.02      0.46 0.22 0.08 0.02      0.70 0.45 0.24 0.05
+    rate 0.4,  1.0      0.60 0.42 0.30 0.17      0.27 0.09 0.03 0.01      0.42 0.20 0.08 0.02      0.74 0.52 0.32 0.12
+
+The first column is the normalised gradient descent this stands in place of. Where effects are weak it still does
+better for some thousand rows, but there is little to win there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-import numpy as np
-from river import linear_model, optim
-from river.utils import VectorDict
-
 from training.learners.base import Arrays, Constants, Doubles, Features, Prediction, sigmoid
+from training.learners.regression import RestorableRegression, scaled
 from tsugi.log.v1.learner_pb2 import LearnerState
 
-RATE: Final = 0.4  # of the first step, then divided by the square root of the number of steps
-RATE_MIN: Final = 0.004  # reached after 10,000 steps; what keeps learning when the world changes
+PRECISION: Final = 10.0
+# After so many rows half is forgotten, and so on: what keeps learning when the world changes.
+MEMORY_ROWS: Final = 10_000
+CURVATURE_MIN: Final = 1e-6  # of a row that is certain; the working log-odds divide by it
 
-
-class _SettlingRate(optim.schedulers.InverseScaling):
-    """RATE / sqrt(t + 1), never below RATE_MIN."""
-
-    def get(self, t: int) -> float:
-        return max(super().get(t), RATE_MIN)
-
-
-class _CorrectingRegression(linear_model.LogisticRegression):
-    """River's logistic regression with a fixed term in its log-odds, set before each call."""
-
-    def __init__(self) -> None:
-        super().__init__(optimizer=optim.SGD(_SettlingRate(RATE)), intercept_lr=_SettlingRate(RATE))
-        self.prior_log_odds = 0.0
-
-    def _raw_dot_one(self, x: Features) -> float:
-        return float(super()._raw_dot_one(x)) + self.prior_log_odds
-
-    @property
-    def n_steps(self) -> int:
-        return int(self.optimizer.n_iterations)
-
-    def restore(self, weights: Features, intercept: float, n_steps: int) -> None:
-        self._weights = VectorDict(weights)
-        self.intercept = intercept
-        self.optimizer.n_iterations = n_steps
+_SCALE: Final = 1.0 / math.sqrt(PRECISION)
+_TURNS_MAX: Final = 40
+_GAP: Final = 1e-10
 
 
 class LogisticCorrection:
-    """See ActionLearner. A row costs about 7 µs at 24 features."""
+    """See ActionLearner. A row costs about 30 µs at 24 features; memory is 16 (d + 1)² bytes."""
 
     family: ClassVar[str] = "logistic"
-    settings: ClassVar[str] = f"rate={RATE} rate_min={RATE_MIN}"
+    settings: ClassVar[str] = f"precision={PRECISION} memory_rows={MEMORY_ROWS} curvature_min={CURVATURE_MIN}"
 
     def __init__(self, base_rate: float) -> None:
         """See ActionLearner; the prior log-odds already hold the base rate."""
         del base_rate
         self.n_rows = 0
-        self._model = _CorrectingRegression()
+        self._model = RestorableRegression(alpha=1, beta=1)
 
     def learn_one(self, features: Features, prior_log_odds: float, reward: float) -> None:
         """See ActionLearner. A reward between 0 and 1 is learned as a success and a failure with those weights."""
-        # A step of the logistic loss moves the row's own log-odds by at most RATE · |x|² / 4 of their error. Divided
-        # by this it never goes past the mark, however long the row is (normalised least mean squares; the same bound
-        # is the implicit update of Kulis and Bartlett, ICML 2010).
-        weight = 1.0 / (1.0 + 0.25 * RATE * sum(value * value for value in features.values()))
-        self._model.prior_log_odds = prior_log_odds
-        if reward > 0.0:
-            self._model.learn_one(features, True, w=weight * reward)
-        if reward < 1.0:
-            self._model.learn_one(features, False, w=weight * (1.0 - reward))
+        row = scaled(features, _SCALE)
+        expected, variance = self._model.expect(row)
+        step = _surprise(prior_log_odds + expected, variance, reward)
+        correction = expected + variance * step  # of this row's log-odds, once it is known
+        chance = sigmoid(prior_log_odds + correction)
+        curvature = max(chance * (1.0 - chance), CURVATURE_MIN)
+        weight = math.sqrt(curvature)
+        weighted = {name: value * weight for name, value in row.items()}
+        self._model.learn_one(weighted, weight * (correction + step / curvature))  # type: ignore[no-untyped-call]
         self.n_rows += 1
+        if self.n_rows % MEMORY_ROWS == 0:
+            self._model.forget_half()
 
     def predict_one(self, features: Features, prior_log_odds: float) -> Prediction:
         """See ActionLearner."""
-        self._model.prior_log_odds = prior_log_odds
-        chances = self._model.predict_proba_one(features)  # type: ignore[no-untyped-call]  # River leaves it untyped
-        return Prediction(float(chances[True]), 0.0)
+        correction = self._model.predict_one(scaled(features, _SCALE))  # type: ignore[no-untyped-call]
+        return Prediction(sigmoid(prior_log_odds + correction), 0.0)
 
     def export(self, columns: Mapping[str, int]) -> Arrays:
         """See ActionLearner."""
-        weights = np.zeros(len(columns))
-        for name, weight in self._model.weights.items():
-            weights[columns[name]] = weight
-        return {"correction_weights": weights, "correction_intercepts": np.array(self._model.intercept)}
+        mean = self._model.mean_by_column(columns) * _SCALE
+        return {"correction_weights": mean[:-1], "correction_intercepts": mean[-1:].reshape(())}
 
     def save(self, state: LearnerState) -> None:
         """See ActionLearner."""
-        weights = self._model.weights
-        state.logistic.features.extend(weights.keys())
-        state.logistic.weights.extend(weights.values())
-        state.logistic.intercept = self._model.intercept
-        state.logistic.n_iterations = self._model.n_steps
+        self._model.save(state.logistic)
 
     def load(self, state: LearnerState) -> None:
         """See ActionLearner."""
-        saved = state.logistic
-        self._model.restore(dict(zip(saved.features, saved.weights, strict=True)), saved.intercept, saved.n_iterations)
+        self._model.load(state.logistic)
 
     @classmethod
     def constants(cls, base_rate: float) -> Constants:
@@ -124,3 +103,27 @@ class LogisticCorrection:
         del constants
         correction = float(arrays["correction_weights"] @ features + arrays["correction_intercepts"])
         return Prediction(sigmoid(prior_log_odds + correction), 0.0)
+
+
+def _surprise(log_odds: float, variance: float, reward: float) -> float:
+    """Return the step s that is reward - sigmoid(log_odds + variance · s): what is left of the surprise once learned.
+
+    It lies between 0 and the surprise before, and nowhere else: Newton's steps, and the middle where one leaves that
+    span. Cost: mostly 4 turns, 2 µs.
+    """
+    before = reward - sigmoid(log_odds)
+    low, high = min(before, 0.0), max(before, 0.0)
+    step = before / (1.0 + 0.25 * variance)
+    for _ in range(_TURNS_MAX):
+        chance = sigmoid(log_odds + variance * step)
+        gap = reward - chance - step
+        if abs(gap) < _GAP:
+            break
+        if gap > 0.0:
+            low = step
+        else:
+            high = step
+        step += gap / (1.0 + variance * chance * (1.0 - chance))
+        if not low < step < high:
+            step = 0.5 * (low + high)
+    return step

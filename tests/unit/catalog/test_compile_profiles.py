@@ -222,11 +222,33 @@ def test_learners_read_windows_segments_and_the_stage_unless_they_are_kept_out()
     assert WHOLE.learned.parameters[WHOLE.learned.names.index("profile.buys_7d"), 1] == 2.0
 
 
+def many_actions(n: int) -> list[dict[str, Any]]:
+    return [{"name": f"a{i}", "treatments": [{"name": "t", "channel": "web"}]} for i in range(n)]
+
+
 def test_windows_and_segments_count_towards_what_learners_may_read() -> None:
     segments = [{"name": f"s{i}", "expression": "profile.member"} for i in range(59)]
-    assert len(compile_catalog(message(segments=segments[:58])).learned.names) == 64
+    actions = many_actions(100)
+    assert len(compile_catalog(message(segments=segments[:58], actions=actions)).learned.names) == 64
     with pytest.raises(TsugiError, match=r"learners read at most 64 columns .* got 65; set excluded_from_learning"):
-        compile_catalog(message(segments=segments))
+        compile_catalog(message(segments=segments, actions=actions))
+
+
+@pytest.mark.parametrize(("n_actions", "n_columns"), [(3, 320), (25, 129), (101, 64)])
+def test_learners_may_read_more_of_a_person_where_there_are_few_actions(n_actions: int, n_columns: int) -> None:
+    values = [f"v{i}" for i in range(64)]
+
+    def of(n: int) -> catalog_pb2.Catalog:
+        n_left = n - 5  # five are those of the small catalog's people
+        context = [
+            {"name": f"c{first}", "type": "ATTRIBUTE_TYPE_CATEGORY", "allowedValues": values[: n_left - first]}
+            for first in range(0, n_left, len(values))
+        ]
+        return message(contextAttributes=context, actions=many_actions(n_actions))
+
+    assert len(compile_catalog(of(n_columns)).learned.names) == n_columns
+    with pytest.raises(TsugiError, match=f"learners read at most {n_columns} columns"):
+        compile_catalog(of(n_columns + 1))
 
 
 def test_attribute_that_no_rule_segment_learner_or_matching_reads_is_known_as_such() -> None:
