@@ -68,7 +68,7 @@ class Acknowledged(NamedTuple):
     splits: dict[int, SplitProfileRequest]  # by LSN
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_kills has twenty, over decisions and outcomes
 def test_twelve_kills_while_people_are_joined_and_parted_change_nobody(tmp_path: Path) -> None:
     assert_survives(tmp_path, n_kills=12, seed=1)
 
@@ -87,7 +87,7 @@ def test_acknowledging_before_the_commit_is_caught(tmp_path: Path, monkeypatch: 
         check_records(log, files, ledger(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_import_killed_with_worker_and_projector_ends_with_everybody_once(tmp_path: Path) -> None:
     data = rows(tmp_path / "crm.csv", N_ROWS)
     mapping = tmp_path / "map.yaml"

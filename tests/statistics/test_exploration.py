@@ -112,7 +112,15 @@ def test_frequencies_equal_stated_probabilities(placement: str, n_slots: int, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("placement", "n_slots", "mode"), [case for case in CASES if case[0] != "greedy"])
+@pytest.mark.parametrize(
+    ("placement", "n_slots", "mode"),
+    # That the test can fail is shown by one case a policy in a short run, by all of them in a long one.
+    [
+        pytest.param(*case, marks=pytest.mark.long if case[1] == 3 and case[0] not in {"floored", "bounded"} else ())
+        for case in CASES
+        if case[0] != "greedy"
+    ],
+)
 def test_a_probability_that_is_two_percent_off_is_noticed(placement: str, n_slots: int, mode: int) -> None:
     chosen, _, distributions = drawn(desk(), placement, n_slots, mode)
     expected = distributions[:, 0].sum(0)
