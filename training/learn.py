@@ -100,7 +100,7 @@ class _Course:
         self.learned_time_us = snapshot.learned_time_us
         self.learned_chain = snapshot.learned_chain
         self.erased_lsn = snapshot.erased_lsn
-        self.fleet.load(snapshot.goals, snapshot.features, snapshot.learners, snapshot.scales)
+        self.fleet.load(snapshot)
         self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.learned_time_us)
 
     def step(self) -> int:
@@ -111,11 +111,12 @@ class _Course:
         return len(records)
 
     def _apply(self, record: Record) -> None:
+        self.fleet.lsn, self.fleet.time_us = record.lsn, record.time_us
         self.rewards.apply(record)
         if record.kind == _CATALOG_CHANGE and not record.is_tombstone:
             # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
             terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
-            self.fleet.meet(terms.goals.values())
+            self.fleet.meet(terms.goals.values(), terms.actions)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
 
 
@@ -261,9 +262,8 @@ class Learner:
     def state(self) -> LearnerSnapshot:
         """Return the whole state. Cost: 10 µs an action and 0.3 µs an open decision."""
         course = self._course
-        goals, features, learners, scales = course.fleet.save()
         open_rewards, parked_lsns, counts = course.rewards.save()
-        return LearnerSnapshot(
+        snapshot = LearnerSnapshot(
             format_version=FORMAT_VERSION,
             epoch=self.epoch,
             log_id=self._log.log_id,
@@ -271,15 +271,13 @@ class Learner:
             learned_time_us=course.learned_time_us,
             learned_chain=course.learned_chain,
             arithmetic=ARITHMETIC,
-            goals=goals,
-            features=features,
-            learners=learners,
-            scales=scales,
             open_rewards=open_rewards,
             parked_lsns=parked_lsns,
             counts=counts,
             erased_lsn=course.erased_lsn,
         )
+        course.fleet.save(snapshot)
+        return snapshot
 
     def _begin(self) -> _Course:
         return _Course(self._log, self._find_terms, self._log.head(ERASED_HEAD))

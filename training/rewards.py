@@ -23,6 +23,7 @@ from server.storage.log import Log
 from server.storage.record import Record
 from tsugi.log.v1.learner_pb2 import OpenRewards
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind, SlotRecord
+from tsugi.v1.catalog_pb2 import Action as ActionMessage
 
 # Some 0.8 kB each. When full, new decisions are not learned from: those already open run their whole window, so that
 # what is learned stays a fair sample; giving up the oldest would forget silence and keep success.
@@ -68,6 +69,8 @@ class Lesson(NamedTuple):
     features: bytes  # float32[d], as the decision recorded them
     prior_log_odds: float
     reward: float  # 0..1
+    selection_probability: float = 1.0  # of the choice, as the decision recorded it
+    taught: float | None = None  # the reward that was taught for it before, and that this one replaces; None: none
 
 
 class Terms(NamedTuple):
@@ -75,22 +78,35 @@ class Terms(NamedTuple):
 
     goals: dict[str, Goal]  # by name
     names: tuple[str, ...]  # of the learned features
+    actions: dict[str, tuple[str, ...]]  # what each has in common with others, see Space
 
 
 def terms_of(catalog: Catalog) -> Terms:
     """Return what a catalog says about rewards."""
-    return Terms({goal.name: goal for goal in catalog.goals}, catalog.learned.names)
+    goals = {goal.name: goal for goal in catalog.goals}
+    return Terms(goals, catalog.learned.names, {action.name: _tokens(action) for action in catalog.message.actions})
+
+
+def _tokens(action: ActionMessage) -> tuple[str, ...]:
+    """Return the group of an action, and its facts that are texts or true."""
+    facts = sorted(action.attributes.items())
+    return (
+        *([f"group={action.group}"] if action.group else []),
+        *(f"{name}={value}" for name, value in facts if isinstance(value, str)),
+        *(name for name, value in facts if value is True),
+    )
 
 
 class _Slot:
     """One filled slot of an open decision."""
 
-    __slots__ = ("action", "close_us", "goal", "is_counting", "is_settled", "prior_log_odds")
+    __slots__ = ("action", "close_us", "goal", "is_counting", "is_settled", "prior_log_odds", "selection_probability")
 
     def __init__(self, slot: SlotRecord, goal: Goal, time_us: int) -> None:
         self.action = slot.action
         self.goal = goal
         self.prior_log_odds = slot.prior_log_odds
+        self.selection_probability = slot.selection_probability
         self.is_counting = not slot.on_impression
         self.is_settled = False
         # While the slot does not count: when it is given up.
@@ -302,8 +318,8 @@ class Rewards:
             heapq.heappush(self._closings, (close_us, decision.lsn, position, decision.key))
 
     def _teach(self, decision: _Decision, slot: _Slot, reward: float) -> None:
-        names = decision.terms.names
-        self._learn(Lesson(slot.goal, slot.action, names, decision.features, slot.prior_log_odds, reward))
+        names, prior, chance = decision.terms.names, slot.prior_log_odds, slot.selection_probability
+        self._learn(Lesson(slot.goal, slot.action, names, decision.features, prior, reward, chance))
 
     def _make(self, record: Record, decision: DecisionRecord) -> _Decision | None:
         """Build a decision's open form, None when it filled no slot."""

@@ -8,19 +8,31 @@ ones would call their effect large before anything is known of it. It never read
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.catalog.catalog import Floats
+from server.catalog.declared import LEARNED_LIMIT_UNSTATED
+from server.kernel import kernel
 from training.learners.base import FEATURE_MAX, Doubles
 from tsugi.log.v1.learner_pb2 import FeatureScales
 
 # From so many values on, one that is further out than FEATURE_MAX spreads counts as if it lay there: one dirty record
 # would otherwise flatten everybody else's value for good.
 SETTLED_ROWS: Final = 16
+VALUE_MAX: Final = LEARNED_LIMIT_UNSTATED  # of a recorded number; whatever lies further out came from elsewhere
 
-Columns = NDArray[np.intp]
+
+class Reading(NamedTuple):
+    """How rows with the same names are read."""
+
+    places: NDArray[np.intp]  # of the names that have a column, within a recorded row
+    columns: NDArray[np.intp]  # theirs
+    scaled: NDArray[np.bool_]  # which of them are put into units of their own
 
 
 class Scaling:
@@ -45,32 +57,21 @@ class Scaling:
         self._counts = np.append(self._counts, np.zeros(n_new))
         self._squares = np.append(self._squares, np.zeros(n_new))
 
-    def take(self, columns: Columns, values: Doubles) -> Doubles:
-        """Take note of one row's values, finite, and return them in the units that are then in force.
+    def take(self, recorded: Floats, reading: Reading) -> Doubles:
+        """Take note of one row's values, and return it as learners read it, in the units that are then in force.
 
         Args:
-            columns: intp[d], none twice.
-            values: float64[d].
+            recorded: float32[names], whatever came; what is no number counts as 0.
+            reading: of its names.
 
-        Cost: some 15 µs, hardly more for a hundred columns.
+        Returns:
+            float64[columns + 1]: 1 for the intercept, then the columns, within ±FEATURE_MAX; 0 where it has no value.
+
+        Cost: some 3 µs.
         """
-        counts, centers, squares = self._counts[columns], self.centers[columns], self._squares[columns]
-        distances = values - centers
-        far = np.abs(distances) > FEATURE_MAX * self.spreads[columns]
-        if far.any():
-            reach = FEATURE_MAX * self.spreads[columns]
-            cut = np.minimum(np.maximum(distances, -reach), reach)
-            distances = np.where(far & (counts >= SETTLED_ROWS) & (squares > 0.0), cut, distances)
-        counts += 1.0
-        steps = distances / counts
-        centers += steps
-        squares += distances * (distances - steps)
-        spreads = np.sqrt(squares / counts)
-        spreads[spreads == 0.0] = 1.0
-        self._counts[columns], self.centers[columns], self.spreads[columns] = counts, centers, spreads
-        self._squares[columns] = squares
-        units: Doubles = (values - centers) / spreads
-        return units
+        x = np.zeros(1 + self.centers.size)
+        _take(recorded, *reading, self._counts, self.centers, self._squares, self.spreads, x)
+        return x
 
     def save(self) -> FeatureScales:
         """Return the state for a snapshot."""
@@ -90,3 +91,48 @@ class Scaling:
 def is_scaled(name: str) -> bool:
     """Whether a feature is put into units of its own; the columns of a category, "profile.channel=web", are not."""
     return "=" not in name
+
+
+def reading_of(names: Sequence[str], columns: dict[str, int]) -> Reading:
+    """Return how rows with these names are read."""
+    kept = [place for place, name in enumerate(names) if name in columns]
+    return Reading(
+        np.array(kept, np.intp),
+        np.array([columns[names[place]] for place in kept], np.intp),
+        np.array([is_scaled(names[place]) for place in kept], np.bool_),
+    )
+
+
+@kernel
+def _take(
+    recorded: Floats,
+    places: NDArray[np.intp],
+    columns: NDArray[np.intp],
+    scaled: NDArray[np.bool_],
+    counts: Doubles,
+    centers: Doubles,
+    squares: Doubles,
+    spreads: Doubles,
+    x: Doubles,
+) -> None:
+    """See Scaling.take; the last five are written."""
+    x[0] = 1.0
+    for i in range(places.size):
+        value = float(recorded[places[i]])
+        if math.isnan(value):
+            value = 0.0
+        value = min(max(value, -VALUE_MAX), VALUE_MAX)
+        column = columns[i]
+        if scaled[i]:
+            distance = value - centers[column]
+            if counts[column] >= SETTLED_ROWS and squares[column] > 0.0:
+                reach = FEATURE_MAX * spreads[column]
+                distance = min(max(distance, -reach), reach)
+            counts[column] += 1.0
+            step = distance / counts[column]
+            centers[column] += step
+            squares[column] += distance * (distance - step)
+            spread = math.sqrt(squares[column] / counts[column])
+            spreads[column] = spread if spread > 0.0 else 1.0
+            value = (value - centers[column]) / spreads[column]
+        x[1 + column] = min(max(value, -FEATURE_MAX), FEATURE_MAX)

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from server.storage.log import Log
 from tsugi.log.v1.learner_pb2 import LearnerSnapshot
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 SNAPSHOTS_KEPT: Final = 3
 
 _HEAD = struct.Struct("<8sI32s")

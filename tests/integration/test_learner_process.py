@@ -263,9 +263,9 @@ def test_state_that_is_not_finite_is_neither_published_nor_saved(tmp_path: Path)
     learner.flush()
     poisoned = learner.state()
     learner.close()
-    for state in poisoned.learners:
-        if state.WhichOneof("state") == "logistic":
-            state.logistic.natural_mean = np.full(len(state.logistic.natural_mean) // 8, np.nan).tobytes()
+    for member in (member for goal in poisoned.goals for member in goal.members):
+        for regression in member.logistic.regressions:
+            regression.mean = np.full(len(regression.mean) // 8, np.nan).tobytes()
     Snapshots(tmp_path, log, ARITHMETIC).save(poisoned)
 
     published = (tmp_path / ARRAYS_FILE).read_bytes()

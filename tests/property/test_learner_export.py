@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -15,11 +15,14 @@ from server.catalog.compile import compile_catalog
 from server.decisioning.models import align, no_champion
 from tests.support.learning import make_catalog
 from training.export import Exporter, UnsafeArraysError
-from training.fleet import FEATURES_MAX, VALUE_MAX, Fleet
-from training.learners.base import FEATURE_MAX, Arrays, Prediction, sigmoid
+from training.fleet import Fleet
+from training.learners.base import FEATURE_MAX, Arrays, Prediction, Row, sigmoid
+from training.learners.bayesian import BayesianRegression
 from training.learners.logistic import LogisticCorrection
 from training.rewards import Lesson
-from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
+from training.scaling import VALUE_MAX
+from training.space import FEATURES_MAX
+from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays, LearnerSnapshot
 
 GOALS = {
     name: Goal(name, {}, 1_000_000, 0.0, math.log(rate / (1.0 - rate)))
@@ -62,6 +65,17 @@ def predictions(
     return [Prediction(1.0 / (1.0 + np.exp(-propensity)), 0.0), Prediction(mean, variance)]
 
 
+def expectations(fleet: Fleet, goal: str, action: str, x: Mapping[str, float], prior: float) -> list[Prediction]:
+    """Score one row as the learners that are published do."""
+    columns, rows = fleet.space.columns, fleet.space.rows
+    row = np.array([1.0, *(x.get(name, 0.0) for name in columns)])
+    serving, posterior = fleet.goals[goal].serving.learner, fleet.goals[goal].posterior.learner
+    propensity, reward = (learner.predict_one(Row(rows[action], row, prior)) for learner in (serving, posterior))
+    scale = BayesianRegression.constants(fleet.goals[goal].base_rate)["posterior_scale"]
+    unknown = sum((scale * x[name]) ** 2 for name in x.keys() - columns.keys())  # has its prior: mean 0, variance 1
+    return [propensity, reward._replace(variance=reward.variance + unknown)]
+
+
 def _field(block: GoalArrays, field: str, *shape: int) -> Doubles:
     return np.frombuffer(getattr(block, field), "<f8").reshape(len(block.actions), *shape)
 
@@ -76,13 +90,14 @@ def test_published_arrays_score_as_river_does(batches: list[list[Lesson]]) -> No
         for lesson in batch:
             fleet.learn(lesson)
         arrays = published(exporter)
-        assert list(arrays.features) == list(fleet.columns)
-        for (goal, action), learners in fleet.learners.items():
-            for x in ({}, {"profile.a": 3.0, "context.c": -1.0}, dict.fromkeys(fleet.columns, 1.0)):
-                for prior in (-2.0, 0.5):
-                    ours = predictions(arrays, goal, action, x, prior)
-                    rivers = [learner.predict_one(x, prior) for learner in learners]
-                    np.testing.assert_allclose(ours, rivers, rtol=0.0, atol=1e-6)
+        assert list(arrays.features) == list(fleet.space.columns)
+        for block in arrays.goals:
+            for action in block.actions:
+                for x in ({}, {"profile.a": 3.0, "context.c": -1.0}, dict.fromkeys(fleet.space.columns, 1.0)):
+                    for prior in (-2.0, 0.5):
+                        ours = predictions(arrays, block.goal, action, x, prior)
+                        rivers = expectations(fleet, block.goal, action, x, prior)
+                        np.testing.assert_allclose(ours, rivers, rtol=0.0, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,12 +118,19 @@ def test_restored_fleet_publishes_the_same_numbers(rows: list[Lesson]) -> None:
     fleet, restored = Fleet(), Fleet()
     for lesson in rows:
         fleet.learn(lesson)
-    restored.load(*fleet.save())
+    restored.load(saved(fleet))
     before, after = published(Exporter(fleet)), published(Exporter(restored))
     assert list(before.features) == list(after.features)
-    for goal, action in fleet.learners:
-        x = dict.fromkeys(fleet.columns, 1.0)
-        assert predictions(before, goal, action, x, 0.0) == predictions(after, goal, action, x, 0.0)
+    for block in before.goals:
+        for action in block.actions:
+            x = dict.fromkeys(fleet.space.columns, 1.0)
+            assert predictions(before, block.goal, action, x, 0.0) == predictions(after, block.goal, action, x, 0.0)
+
+
+def saved(fleet: Fleet) -> LearnerSnapshot:
+    snapshot = LearnerSnapshot()
+    fleet.save(snapshot)
+    return snapshot
 
 
 def lesson_of(names: tuple[str, ...] = SCHEMAS[0], value: float = 1.0, reward: float = 1.0) -> Lesson:
@@ -129,9 +151,9 @@ def test_numbers_far_outside_are_cut_before_they_teach() -> None:
     for value, value_max in ((1.0, 1.0), (3e38, VALUE_MAX), (-3e38, -VALUE_MAX)):
         fleet.learn(lesson_of(value=value))
         cut.learn(lesson_of(value=value_max))
-    assert fleet.save() == cut.save()
-    features, _ = fleet.changed["visit", "book"]
-    assert all(abs(value) <= FEATURE_MAX for value in features.values())
+    assert saved(fleet) == saved(cut)
+    (row,) = fleet.goals["visit"].stale.values()
+    assert np.abs(row.x).max() <= FEATURE_MAX
 
 
 def thompson_catalog(numbers: tuple[str, ...]) -> Catalog:
@@ -158,12 +180,12 @@ def test_workers_score_what_is_recorded_as_learners_score_it_in_units_of_its_spr
         mean = sigmoid(-1.0) + models.posterior_means[posterior] @ z
         ours = [Prediction(sigmoid(log_odds), 0.0), Prediction(mean, z @ models.posterior_covariances[posterior] @ z)]
         units = {name: units_of(fleet, name, recorded[name]) for name in used.learned.names}
-        theirs = [learner.predict_one(units, -1.0) for learner in fleet.learners["visit", "book"]]
+        theirs = expectations(fleet, "visit", "book", units, -1.0)
         np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6)
 
 
 def units_of(fleet: Fleet, name: str, value: float) -> float:
-    column = fleet.columns.get(name)
+    column = fleet.space.columns.get(name)
     return value if column is None else float((value - fleet.scaling.centers[column]) / fleet.scaling.spreads[column])
 
 
@@ -172,22 +194,20 @@ def test_features_beyond_the_budget_are_not_learned_from() -> None:
     for catalog in range(3):
         fleet.learn(lesson_of(tuple(f"profile.c{catalog}_{i}" for i in range(FEATURES_MAX // 2 + 1)), value=0.1))
     fleet.learn(lesson_of(SCHEMAS[0]))
-    assert len(fleet.columns) == FEATURES_MAX
+    assert len(fleet.space.columns) == FEATURES_MAX
     assert published(Exporter(fleet)).goals[0].actions == ["book"]
 
 
 class _Lying(LogisticCorrection):
-    def export(self, columns: Mapping[str, int]) -> Arrays:
-        arrays = super().export(columns)
-        arrays["correction_intercepts"] += 1e-4
-        return arrays
+    def export(self, actions: Sequence[int]) -> Arrays:
+        arrays = super().export(actions)
+        return arrays | {"correction_intercepts": arrays["correction_intercepts"] + 1e-4}
 
 
 class _Broken(LogisticCorrection):
-    def export(self, columns: Mapping[str, int]) -> Arrays:
-        arrays = super().export(columns)
-        arrays["correction_weights"][0] = math.nan
-        return arrays
+    def export(self, actions: Sequence[int]) -> Arrays:
+        arrays = super().export(actions)
+        return arrays | {"correction_weights": np.full_like(arrays["correction_weights"], math.nan)}
 
 
 @pytest.mark.parametrize("faulty", [_Lying, _Broken])
@@ -196,11 +216,27 @@ def test_arrays_that_do_not_say_what_river_says_are_withheld_until_they_do(fault
     exporter = Exporter(fleet)
     fleet.learn(lesson_of())
     good = published(exporter)
-    sound, bayesian = fleet.learners["visit", "book"]
-    fleet.learners["visit", "book"] = (faulty(0.2), bayesian)
+    serving = fleet.goals["visit"].serving
+    sound = serving.learner
+    serving.learner = faulty(fleet.space, 0.2, sound.settings)
     fleet.learn(lesson_of(reward=0.0))
     for _ in range(2):
         with pytest.raises(UnsafeArraysError):
             exporter.renew()
-    fleet.learners["visit", "book"] = (sound, bayesian)
+    serving.learner = sound
     assert published(exporter) != good
+
+
+def test_who_comes_to_serve_is_published_for_all_actions() -> None:
+    fleet = Fleet()
+    exporter = Exporter(fleet)
+    for action in ("book", "lamp"):
+        for _ in range(5):
+            fleet.learn(lesson_of()._replace(action=action))
+    before = published(exporter)
+    goal = fleet.goals["visit"]
+    goal.serve(0)
+    after = published(exporter)
+    assert np.any(_field(before.goals[0], "correction_intercepts"))
+    assert not np.any(_field(after.goals[0], "correction_intercepts"))
+    assert list(after.goals[0].actions) == ["book", "lamp"]

@@ -1,28 +1,38 @@
 """What every family of learners is to the rest: one protocol, and the few numbers all families share.
 
 A family is one file beside this one: how it learns, its explicit state, and its export to arrays. Each of its objects
-learns one action for one goal. It is handed rows already joined with their reward; it never reads a clock, a log or a
-disk, and draws no random number.
+learns one goal, all actions of it, under one choice of settings. It is handed rows already joined with their reward; it
+never reads a clock, a log or a disk, and draws no random number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Final, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tsugi.log.v1.learner_pb2 import LearnerState
+from training.space import Space
+from tsugi.log.v1.learner_pb2 import MemberState
 
 Doubles = NDArray[np.float64]
-Features = dict[str, float]  # by name, finite, within ±FEATURE_MAX
-Arrays = dict[str, Doubles]  # one row of the GoalArrays fields of the same names
+Arrays = dict[str, Doubles]  # GoalArrays fields by name, one row an action
 Constants = dict[str, float]  # the GoalArrays fields that all rows of a goal share
+Settings = Mapping[str, float]
 
 FEATURE_MAX: Final = 8.0  # spreads from the center; whoever lies further out teaches as if there
 PRIOR_LOG_ODDS_MAX: Final = 15.0  # a chance of 3 in 10 million; a certain prior could never be corrected
+
+
+class Row(NamedTuple):
+    """What is known before the reward is."""
+
+    action: int  # its row in the space
+    x: Doubles  # float64[d + 1]: 1 for the intercept, then the features in units of their spread, by column
+    prior_log_odds: float  # within ±PRIOR_LOG_ODDS_MAX
+    weight: float = 1.0  # 1 / the selection probability, clipped; above 0
 
 
 class Prediction(NamedTuple):
@@ -32,48 +42,65 @@ class Prediction(NamedTuple):
     variance: float  # of that mean, from what is not yet known; 0 where the family states none
 
 
-class ActionLearner(Protocol):
-    """One learner: one family, one goal, one action.
+class Learner(Protocol):
+    """One learner: one family, one goal, one choice of settings.
 
     Attributes:
-        family: the name of its module, part of its identity in snapshots.
-        settings: what its arithmetic depends on, as text; a snapshot made with others is not gone on from.
-        n_rows: rows learned from.
+        family: the name of its module.
+        choices: the settings it may be had with, the default first.
+        is_posterior: whether it says how much is not yet known, for Thompson sampling, instead of the propensity.
+        is_shared: whether a row of one action changes what is expected of others.
+        settings: its own.
+        seen: rows of the actions it has learned something about; of a shared learner, of all actions.
+
+    A row's x may be shorter or longer than the one before: features come and, with a catalog that lacks them, stay 0.
     """
 
     family: ClassVar[str]
-    settings: ClassVar[str]
-    n_rows: int
+    choices: ClassVar[tuple[Settings, ...]]
+    is_posterior: ClassVar[bool]
+    is_shared: ClassVar[bool]
+    settings: Settings
 
-    def __init__(self, base_rate: float) -> None:
+    def __init__(self, space: Space, base_rate: float, settings: Settings) -> None:
         """Start from nothing but the goal's base rate, above 0 and below 1."""
 
-    def learn_one(self, features: Features, prior_log_odds: float, reward: float) -> None:
-        """Learn from one row; reward is 0..1, prior_log_odds within ±PRIOR_LOG_ODDS_MAX."""
+    @property
+    def seen(self) -> Sequence[int]:
+        """See Attributes."""
 
-    def predict_one(self, features: Features, prior_log_odds: float) -> Prediction:
-        """Return River's own prediction, the truth that the export is held against."""
+    def learn_one(self, row: Row, reward: float) -> float:
+        """Learn from one row, reward 0..1, and return the chance that was expected before, 0..1."""
 
-    def export(self, columns: Mapping[str, int]) -> Arrays:
-        """Return this learner's row of each of its GoalArrays fields.
+    def correct_one(self, row: Row, change: float) -> None:
+        """Take note that the reward of an earlier row is another by this much, -1..1."""
 
-        Args:
-            columns: feature name to column, 0..d-1, holding at least every feature learned from.
-        """
+    def predict_one(self, row: Row) -> Prediction:
+        """Return River's own prediction, the truth that the export is held against; changes nothing."""
 
-    def save(self, state: LearnerState) -> None:
-        """Write the family's part of the state: every number, in River's own order, exactly."""
+    def export(self, actions: Sequence[int]) -> Arrays:
+        """Return the rows of these actions of each of its GoalArrays fields, of the space's present width."""
 
-    def load(self, state: LearnerState) -> None:
+    def heir(self, settings: Settings) -> Self:
+        """Return a learner with other settings that goes on from what this one has learned, as far as that can be."""
+
+    def save(self, state: MemberState) -> None:
+        """Write the family's part of the state: every number, exactly."""
+
+    def load(self, state: MemberState) -> None:
         """Take over a saved state; afterwards nothing tells this learner from the saved one, to the bit."""
 
     @classmethod
     def constants(cls, base_rate: float) -> Constants:
         """Return the GoalArrays fields that are one number a goal."""
 
+    @classmethod
+    def size_bytes(cls, n_actions: int, width: int) -> int:
+        """Return about how much memory it takes once it has learned about so many actions, of so many features."""
+
     @staticmethod
     def score(arrays: Arrays, constants: Constants, features: Doubles, prior_log_odds: float) -> Prediction:
-        """Return what workers compute from exported arrays, features being float64[d] in column order."""
+        """Return what workers compute from one exported row, features being float64[d] in column order."""
 
 
 def sigmoid(log_odds: float) -> float:
@@ -82,3 +109,8 @@ def sigmoid(log_odds: float) -> float:
         return 1.0 / (1.0 + math.exp(-log_odds))
     odds = math.exp(log_odds)
     return odds / (1.0 + odds)
+
+
+def settings_text(settings: Settings) -> str:
+    """Return settings as text, the same for the same settings."""
+    return " ".join(f"{name}={settings[name]:g}" for name in sorted(settings))

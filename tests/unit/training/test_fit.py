@@ -34,8 +34,10 @@ from training.fit import (
     score_all,
     to_onnx,
 )
+from training.learners.base import Row
 from training.learners.logistic import LogisticCorrection
 from training.simulate import Era, World
+from training.space import Space
 
 SEED = 1
 
@@ -146,21 +148,22 @@ def test_shipped_bundle_helps_today_and_leaves_a_clear_gap() -> None:
 def test_online_correction_closes_most_of_the_gap_the_shipped_bundle_leaves() -> None:
     """Thirty thousand slot rewards, a fraction of what the demonstration sees, shown at random, learned in order."""
     world, rng, parsed = World(catalog(), SEED), np.random.default_rng(8), parse(bundle())
-    columns = {name: j for j, name in enumerate(catalog().learned.names)}
-    learners = [LogisticCorrection(0.1) for _ in catalog().actions.names]
+    space = Space()
+    space.admit_features(catalog().learned.names)
+    names = catalog().actions.names
+    learner = LogisticCorrection(space, 0.1, LogisticCorrection.choices[0])
 
     facts = draw_facts(world, rng, 30_000)
-    shown = np.where(world.eligible(facts, CHANNEL), rng.random((len(facts), len(learners))), -1.0).argmax(axis=1)
+    shown = np.where(world.eligible(facts, CHANNEL), rng.random((len(facts), len(names))), -1.0).argmax(axis=1)
     inputs = encode(catalog(), bundle_columns(parsed.manifest, catalog()), facts, shown)
     priors = OnnxScorer(parsed).score(inputs)
     rewards = rng.random(len(facts)) < world.propensities(facts, GOAL)[np.arange(len(facts)), shown]
     rows = encode_rows(facts, catalog().learned)
-    for row, action, prior, reward in zip(rows.tolist(), shown, priors.tolist(), rewards.tolist(), strict=True):
-        learners[action].learn_one(dict(zip(columns, row, strict=True)), prior, float(reward))
+    for x, action, prior, reward in zip(rows, shown.tolist(), priors.tolist(), rewards.tolist(), strict=True):
+        learner.learn_one(Row(action, np.append(1.0, x), prior), float(reward))
 
     facts = draw_facts(world, rng, 2_000)
-    arrays = [learner.export(columns) for learner in learners]
-    weights = np.array([exported["correction_weights"] for exported in arrays])
-    intercepts = np.array([exported["correction_intercepts"] for exported in arrays])
-    corrections = encode_rows(facts, catalog().learned) @ weights.T + intercepts
+    arrays = learner.export(range(len(names)))
+    corrections = encode_rows(facts, catalog().learned) @ arrays["correction_weights"].T
+    corrections += arrays["correction_intercepts"]
     assert measure(world, facts, score_all(catalog(), parsed, facts) + corrections).gap_closed_share > 0.75

@@ -10,7 +10,7 @@ import pytest
 from server.storage.memory import MemoryLog
 from server.storage.record import Draft
 from training.ownership import EpochFencedError, FolderOwnedError, Ownership
-from training.snapshots import SNAPSHOTS_KEPT, Snapshots, state_hash, write_durably
+from training.snapshots import FORMAT_VERSION, SNAPSHOTS_KEPT, Snapshots, state_hash, write_durably
 from tsugi.log.v1.learner_pb2 import LearnerSnapshot
 from tsugi.log.v1.record_pb2 import RecordKind
 
@@ -112,7 +112,7 @@ def test_kill_at_any_step_leaves_the_old_state_or_the_new_one(log: MemoryLog, tm
         pytest.param(lambda data: data[:-1], id="tail-cut"),
         pytest.param(lambda data: data + b"\0", id="longer"),
         pytest.param(lambda data: b"X" + data[1:], id="other-magic"),
-        pytest.param(lambda data: data[:8] + b"\x02" + data[9:], id="later-format"),
+        pytest.param(lambda data: data[:8] + bytes([FORMAT_VERSION + 1]) + data[9:], id="later-format"),
     ],
 )
 def test_damaged_snapshot_is_refused_and_the_one_before_it_taken(

@@ -1,0 +1,320 @@
+"""Which learner serves a goal? Several families with several settings learn the same rows side by side.
+
+Each is judged by what it expected of a row before it learned from it (``standing.py``). The best is promoted once an
+always-valid test says that it does better than the one that serves, and the baseline takes over from one that does
+worse than it. Rounds double in length; after each the weaker half of the challengers is dropped, and new ones begin:
+an heir of the strongest under other settings, and the next in the list of what may take part. A challenger whose loss
+has risen for good begins anew. All of it follows from the rows alone, in their order: a replay comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+
+from training import standing
+from training.drift import Drift
+from training.families import CHALLENGERS_MAX, FAMILIES, FIRST, LATER, POSTERIOR
+from training.learners.base import Learner, Row, Settings, settings_text
+from training.learners.baseline import Baseline
+from training.space import Space
+from tsugi.log.v1.learner_pb2 import FleetChange, FleetChangeKind, GoalState, MemberState
+
+ALPHA: Final = 0.05  # the chance that a goal ever promotes or demotes without cause, over all of its tests
+REVIEW_ROWS: Final = 32
+ROUND_ROWS_MIN: Final = 1_024  # of the first round; each next one is twice as long
+ROUND_ROWS_MAX: Final = 65_536
+CHANGES_KEPT: Final = 16
+BYTES_MAX: Final = 512 * 1024**2  # of a goal's challengers: beyond, families that take much space do not begin
+ARITHMETIC: Final = f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX}"
+
+_Kind = FleetChangeKind
+
+
+class Member:
+    """One learner and how it does.
+
+    Attributes:
+        number: unique within the goal, ascending; 0 is the baseline.
+        learner: the learner.
+        begun_lsn: the log record it began after.
+        drift: its detector.
+    """
+
+    __slots__ = ("begun_lsn", "drift", "learner", "number")
+
+    def __init__(self, number: int, learner: Learner, begun_lsn: int) -> None:
+        self.number = number
+        self.learner = learner
+        self.begun_lsn = begun_lsn
+        self.drift = Drift()
+
+    @property
+    def is_challenger(self) -> bool:
+        """Whether it may come to serve and may be dropped."""
+        return self.number != 0 and not self.learner.is_posterior
+
+
+class GoalFleet:
+    """All learners of one goal.
+
+    Args:
+        space: of all goals.
+        goal: its name.
+        base_rate: above 0, below 1; scales the posteriors for good.
+        lsn: of the record at which the goal was met.
+        time_us: its log time.
+
+    Attributes:
+        members: the baseline, the posterior, then the others by age.
+        serving: the one whose estimates are published.
+        sums: float64[members, standing.COLUMNS].
+        n_rows: rows learned from.
+        changes: the newest changes, oldest first.
+        stale: what was learned last of each action, since somebody emptied it.
+    """
+
+    def __init__(self, space: Space, goal: str, base_rate: float, lsn: int = 0, time_us: int = 0) -> None:
+        self.goal = goal
+        self.base_rate = base_rate
+        self.n_rows = 0
+        self.members: list[Member] = []
+        self.sums = np.zeros((0, standing.COLUMNS))
+        self.changes: list[FleetChange] = []
+        self.stale: dict[int, Row] = {}
+        self._space = space
+        self._lsn, self._time_us = lsn, time_us
+        self._next_number, self._n_tested, self._next_choice = 0, 0, 0
+        self._round_begin, self._round_end = 0, ROUND_ROWS_MIN
+        for family, settings in (
+            ("baseline", Baseline.choices[0]),
+            (POSTERIOR, FAMILIES[POSTERIOR].choices[0]),
+            *FIRST,
+        ):
+            self._begin(self._new(family, settings))
+        self._serving = 2
+
+    @property
+    def serving(self) -> Member:
+        """See Attributes."""
+        return self.members[self._serving]
+
+    @property
+    def posterior(self) -> Member:
+        """The one whose posterior is published."""
+        return self.members[1]
+
+    def learn(self, row: Row, reward: float, lsn: int = 0, time_us: int = 0) -> None:
+        """Teach one row to all. Cost: the learners', and 3 µs.
+
+        Args:
+            row: see Row.
+            reward: 0..1.
+            lsn: the record that settled it.
+            time_us: its log time.
+        """
+        chances = np.empty(len(self.members))
+        for place, member in enumerate(self.members):
+            chances[place] = member.learner.learn_one(row, reward)
+        is_late = 2 * self.n_rows >= self._round_begin + self._round_end
+        standing.tally(chances, reward, row.weight, self._serving, is_late, self.sums)
+        self.stale[row.action] = row
+        self.n_rows += 1
+        if self.n_rows % REVIEW_ROWS == 0:
+            self._lsn, self._time_us = lsn, time_us
+            self._review()
+
+    def correct(self, row: Row, change: float) -> None:
+        """Tell all that the reward of an earlier row is another; how they were judged by it stands."""
+        for member in self.members:
+            member.learner.correct_one(row, change)
+        self.stale[row.action] = row
+
+    def serve(self, place: int) -> None:
+        """Have the member at a place serve from now on; all are held against it anew."""
+        self._serving = place
+        for sums in self.sums:
+            standing.begin_test(sums, self._next_test())
+
+    def reset(self, lsn: int, time_us: int) -> None:
+        """Let everybody begin anew, and the first of the list serve; who takes part stays."""
+        self._lsn, self._time_us = lsn, time_us
+        self._serving = 2
+        for place, member in enumerate(self.members):
+            self._restart(place, member.learner.settings, _Kind.FLEET_CHANGE_KIND_RESET)
+
+    def save(self) -> GoalState:
+        """Return the whole state."""
+        state = GoalState(
+            goal=self.goal,
+            base_rate=self.base_rate,
+            serving=self._serving,
+            next_number=self._next_number,
+            n_rows=self.n_rows,
+            round_begin=self._round_begin,
+            round_end=self._round_end,
+            n_tested=self._n_tested,
+            changes=self.changes,
+            next_choice=self._next_choice,
+        )
+        for place, member in enumerate(self.members):
+            saved = state.members.add(
+                number=member.number,
+                family=member.learner.family,
+                settings=settings_text(member.learner.settings),
+                begun_lsn=member.begun_lsn,
+                sums=self.sums[place].tobytes(),
+                heard=np.array(member.drift.heard).tobytes(),
+            )
+            member.learner.save(saved)
+        return state
+
+    @classmethod
+    def restored(cls, space: Space, state: GoalState) -> GoalFleet:
+        """Return the fleet that a saved state is of; nothing tells it from the saved one, to the bit."""
+        fleet = cls(space, state.goal, state.base_rate)
+        fleet.n_rows, fleet._serving, fleet._next_number = state.n_rows, state.serving, state.next_number
+        fleet._round_begin, fleet._round_end = state.round_begin, state.round_end
+        fleet._n_tested, fleet._next_choice = state.n_tested, state.next_choice
+        fleet.changes = list(state.changes)
+        fleet.members = [fleet._restored_member(saved) for saved in state.members]
+        fleet.sums = np.array([np.frombuffer(saved.sums) for saved in state.members])
+        return fleet
+
+    def _restored_member(self, saved: MemberState) -> Member:
+        family = FAMILIES[saved.family]
+        settings = next(choice for choice in family.choices if settings_text(choice) == saved.settings)
+        learner = family(self._space, self.base_rate, settings)
+        learner.load(saved)
+        member = Member(saved.number, learner, saved.begun_lsn)
+        member.drift = Drift(np.frombuffer(saved.heard).tolist())
+        return member
+
+    def _review(self) -> None:
+        """Look at how all do: drift, who serves, and at its end the round."""
+        self._hear_drift()
+        self._decide_who_serves()
+        if self.n_rows >= self._round_end:
+            self._end_round()
+
+    def _hear_drift(self) -> None:
+        """Restart a challenger whose loss has risen; one that serves goes on, and a twin begins beside it."""
+        means = self.sums[:, standing.BLOCK_LOSS] / REVIEW_ROWS
+        self.sums[:, standing.BLOCK_LOSS] = 0.0
+        risen = [
+            place for place, member in enumerate(self.members)
+            if member.drift.has_risen(float(means[place])) and member.is_challenger
+        ]  # fmt: skip
+        for place in risen:
+            if place != self._serving:
+                self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESTARTED)
+            elif weakest := self._challengers()[-1:]:
+                self._replace(weakest[0], self._new(self.serving.learner.family, self.serving.learner.settings))
+
+    def _decide_who_serves(self) -> None:
+        leads = {
+            place: standing.lead_of(self.sums[place], ALPHA)
+            for place, member in enumerate(self.members)
+            if place != self._serving and not member.learner.is_posterior
+        }
+        proven = [place for place, lead in leads.items() if lead.is_above_zero and self._may_serve(place)]
+        if not proven:
+            return
+        best = max(proven, key=lambda place: leads[place].mean)
+        kind = _Kind.FLEET_CHANGE_KIND_PROMOTED if best else _Kind.FLEET_CHANGE_KIND_DEMOTED
+        number = self.members[best].number if best else self.serving.number
+        self._note(kind, number, leads[best], self.serving.number if best else 0)
+        self.serve(best)
+
+    def _may_serve(self, place: int) -> bool:
+        return place == 0 or standing.is_calibrated(self.sums[place])
+
+    def _end_round(self) -> None:
+        """Drop the weaker half of the challengers, and let new ones begin in their places."""
+        ranked = self._challengers()
+        weak = ranked[len(ranked) // 2 :]
+        strongest = self.members[self._serving if not ranked or not self._leads(ranked[0]) else ranked[0]]
+        for i, place in enumerate(weak):
+            successor = self._heir(strongest.learner) if i == 0 else self._next_in_list()
+            if successor is not None:
+                self._replace(place, successor)
+        length = min(2 * (self._round_end - self._round_begin), ROUND_ROWS_MAX)
+        self._round_begin, self._round_end = self._round_end, self._round_end + length
+        standing.begin_round(self.sums)
+
+    def _challengers(self) -> list[int]:
+        """Return the places of those that may come to serve, the strongest of the round first."""
+        places = [p for p, member in enumerate(self.members) if member.is_challenger and p != self._serving]
+        return sorted(places, key=lambda place: (-standing.late_lead_of(self.sums[place]), place))
+
+    def _leads(self, place: int) -> bool:
+        return standing.late_lead_of(self.sums[place]) > 0.0
+
+    def _heir(self, learner: Learner) -> Learner | None:
+        """Return an heir with settings of its family that nobody has, the nearest in the list first."""
+        choices = learner.choices
+        own = next((i for i, choice in enumerate(choices) if choice == learner.settings), 0)
+        for step in range(1, len(choices)):
+            settings = choices[(own + step) % len(choices)]
+            if not self._takes_part(learner.family, settings):
+                return learner.heir(settings)
+        return self._next_in_list()
+
+    def _next_in_list(self) -> Learner | None:
+        """Return the next of what may take part that does not yet, and that there is room for."""
+        for _ in range(len(LATER)):
+            family, settings = LATER[self._next_choice % len(LATER)]
+            self._next_choice = (self._next_choice + 1) % len(LATER)
+            if not self._takes_part(family, settings) and self._has_room(family):
+                return self._new(family, settings)
+        return None
+
+    def _takes_part(self, family: str, settings: Settings) -> bool:
+        return any(member.learner.family == family and member.learner.settings == settings for member in self.members)
+
+    def _has_room(self, family: str) -> bool:
+        n_actions, width = len(self._space.rows), len(self._space.columns)
+        return FAMILIES[family].size_bytes(n_actions, width) * CHALLENGERS_MAX <= BYTES_MAX
+
+    def _new(self, family: str, settings: Settings) -> Learner:
+        return FAMILIES[family](self._space, self.base_rate, settings)
+
+    def _begin(self, learner: Learner) -> None:
+        self.members.append(Member(self._next_number, learner, self._lsn))
+        self._next_number += 1
+        self.sums = np.vstack([self.sums, np.zeros((1, standing.COLUMNS))])
+        standing.begin(self.sums[-1], self._next_test())
+
+    def _replace(self, place: int, learner: Learner) -> None:
+        """Put a new learner in the place of another."""
+        lead = standing.lead_of(self.sums[place], ALPHA)
+        self._note(_Kind.FLEET_CHANGE_KIND_DROPPED, self.members[place].number, lead, self.serving.number)
+        self.members[place] = member = Member(self._next_number, learner, self._lsn)
+        self._next_number += 1
+        standing.begin(self.sums[place], self._next_test())
+        self._note(_Kind.FLEET_CHANGE_KIND_BEGUN, member.number, standing.Estimate(0.0, 0.0), self.serving.number)
+
+    def _restart(self, place: int, settings: Settings, kind: FleetChangeKind) -> None:
+        """Let a learner begin anew, under its number."""
+        before = self.members[place]
+        self._note(kind, before.number, standing.lead_of(self.sums[place], ALPHA), self.serving.number)
+        self.members[place] = Member(before.number, self._new(before.learner.family, settings), self._lsn)
+        standing.begin(self.sums[place], self._next_test())
+
+    def _next_test(self) -> int:
+        self._n_tested += 1
+        return self._n_tested
+
+    def _note(self, kind: FleetChangeKind, number: int, lead: standing.Estimate, other: int) -> None:
+        change = FleetChange(
+            kind=kind, number=number, lsn=self._lsn, time_us=self._time_us, lead=lead.mean, radius=lead.radius,
+            other=other,
+        )  # fmt: skip
+        self.changes = [*self.changes, change][-CHANGES_KEPT:]
+
+
+def known(space: Space, states: Iterable[GoalState]) -> dict[str, GoalFleet]:
+    """Return the fleets that saved states are of, by goal."""
+    return {state.goal: GoalFleet.restored(space, state) for state in states}
