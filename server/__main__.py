@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from server import commands, config
+from server.attributing.command import attribution
 from server.files import Files, OwnedError
 from server.importing.command import import_command
 from server.outbound.command import outbound
@@ -117,7 +118,7 @@ def _refuse(error: config.ConfigError) -> NoReturn:
     sys.exit(78)
 
 
-for command in (*commands.ALL, import_command, outbound):
+for command in (*commands.ALL, import_command, outbound, attribution):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ def state_hash(store: Store) -> bytes:
     return digest.digest()
 
 
+def is_of(store: Store, log_id: bytes) -> bool:
+    """Say whether a state is a projection of the log with this id."""
+    with store.read() as snapshot:
+        found = snapshot.get(Table.META, _LOG_KEY)
+        return found is not None and bytes(found) == log_id
+
+
 def forget_foreign(log: Log, store: Store) -> None:
     """Empty a state that is not a projection of this log: made from another one, or ahead of one that was restored."""
     with store.write() as txn:
