@@ -7,12 +7,14 @@ from typing import Final
 from training.learners.base import Learner, Settings
 from training.learners.baseline import Baseline
 from training.learners.bayesian import BayesianRegression
+from training.learners.diagonal import DiagonalRegression
 from training.learners.logistic import LogisticCorrection
 
 FAMILIES: Final[dict[str, type[Learner]]] = {
-    family.family: family for family in (Baseline, BayesianRegression, LogisticCorrection)
+    family.family: family for family in (Baseline, BayesianRegression, DiagonalRegression, LogisticCorrection)
 }
-POSTERIOR: Final = BayesianRegression.family  # says how much is not yet known, for Thompson sampling
+# Who says how much is not yet known, for Thompson sampling: the first that there is room for.
+POSTERIORS: Final = (BayesianRegression.family, DiagonalRegression.family)
 CHALLENGERS_MAX: Final = 3
 
 _LOGISTIC = LogisticCorrection.choices

@@ -58,19 +58,27 @@ class Fleet:
         self._names: tuple[str, ...] = ()  # those last read
         self._reading: Reading = reading_of((), {})
 
-    def meet(self, goals: Iterable[Goal], actions: Mapping[str, tuple[str, ...]] | None = None) -> None:
-        """Take note of goals and actions; the base rate a goal is first seen with scales its learners for good.
+    def meet(
+        self,
+        goals: Iterable[Goal],
+        names: Iterable[str] = (),
+        actions: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Take note of what a catalog has; the base rate a goal is first seen with scales its learners for good.
 
         Args:
-            goals: of a catalog.
-            actions: of a catalog, with their tokens, see Space.
+            goals: of the catalog.
+            names: of its learned features.
+            actions: with their tokens, see Space.
         """
+        self.space.admit_features(names)
+        self.scaling.grow(len(self.space.columns))
+        for action, tokens in (actions or {}).items():
+            self.space.admit_action(action, tokens)
         for goal in goals:
             if goal.name not in self.goals:
                 rate = sigmoid(goal.base_log_odds)
                 self.goals[goal.name] = GoalFleet(self.space, goal.name, rate, self.lsn, self.time_us)
-        for action, tokens in (actions or {}).items():
-            self.space.admit_action(action, tokens)
 
     def learn(self, lesson: Lesson) -> None:
         """Teach one lesson to the learners of its goal. Cost: some 40 µs at 40 features."""

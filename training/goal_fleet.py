@@ -16,7 +16,7 @@ import numpy as np
 
 from training import standing
 from training.drift import Drift
-from training.families import CHALLENGERS_MAX, FAMILIES, FIRST, LATER, POSTERIOR
+from training.families import CHALLENGERS_MAX, FAMILIES, FIRST, LATER, POSTERIORS
 from training.learners.base import Learner, Row, Settings, settings_text
 from training.learners.baseline import Baseline
 from training.space import Space
@@ -88,11 +88,10 @@ class GoalFleet:
         self._lsn, self._time_us = lsn, time_us
         self._next_number, self._n_tested, self._next_choice = 0, 0, 0
         self._round_begin, self._round_end = 0, ROUND_ROWS_MIN
-        for family, settings in (
-            ("baseline", Baseline.choices[0]),
-            (POSTERIOR, FAMILIES[POSTERIOR].choices[0]),
-            *FIRST,
-        ):
+        posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
+        self._begin(self._new(Baseline.family, Baseline.choices[0]))
+        self._begin(self._new(posterior, FAMILIES[posterior].choices[0]))
+        for family, settings in FIRST:
             self._begin(self._new(family, settings))
         self._serving = 2
 

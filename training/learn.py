@@ -116,7 +116,7 @@ class _Course:
         if record.kind == _CATALOG_CHANGE and not record.is_tombstone:
             # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
             terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
-            self.fleet.meet(terms.goals.values(), terms.actions)
+            self.fleet.meet(terms.goals.values(), terms.names, terms.actions)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
 
 

@@ -227,8 +227,12 @@ class _Block:
     def posterior_covariances(self, d: int) -> Doubles:
         kept, columns = np.append(self._kept, self._width), np.append(self.columns, d)
         covariances = np.broadcast_to(np.eye(d + 1), (self._picked.size, d + 1, d + 1)).copy()
-        source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
         everything = np.arange(self._picked.size)
+        if self._block.posterior_variances:
+            variances = _doubles(self._block.posterior_variances, self._height, self._width + 1)
+            covariances[everything[:, None], columns, columns] = variances[np.ix_(self._picked, kept)]
+            return covariances
+        source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
         covariances[np.ix_(everything, columns, columns)] = source[np.ix_(self._picked, kept, kept)]
         return covariances
 

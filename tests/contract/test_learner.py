@@ -14,7 +14,7 @@ import pytest
 
 from server.catalog.catalog import Doubles
 from training import learners
-from training.families import FAMILIES, FIRST, LATER, POSTERIOR
+from training.families import FAMILIES, FIRST, LATER, POSTERIORS
 from training.learners.base import FEATURE_MAX, PRIOR_LOG_ODDS_MAX, Learner, Row, settings_text, sigmoid
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import GoalArrays, MemberState
@@ -115,7 +115,7 @@ def test_every_family_found_can_take_part() -> None:
     assert {family.family for family in FOUND} == set(FAMILIES)
     assert {FAMILIES[name] for name in FAMILIES} == set(FOUND)
     assert all(dict(settings) in FAMILIES[family].choices for family, settings in (*FIRST, *LATER))
-    assert FAMILIES[POSTERIOR].is_posterior
+    assert all(FAMILIES[family].is_posterior for family in POSTERIORS)
 
 
 def test_family_is_named_after_its_module(family: type[Learner]) -> None:
