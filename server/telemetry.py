@@ -19,6 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 _LATENCY_BUCKETS = tuple(step * 10.0**power for power in range(-5, 1) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+_LAG_BUCKETS = (
+    0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0,
+)  # fmt: skip
 
 DECISIONS = Counter("tsugi_decisions", "Decisions answered")
 DECIDE_SECONDS = Histogram(
@@ -41,8 +44,16 @@ LEARNED_LSN = Gauge(
     "tsugi_learned_lsn", "Last log record the published learner arrays include", multiprocess_mode="livemax"
 )
 LEARNING_LAG_SECONDS = Histogram(
-    "tsugi_learning_lag_seconds", "From a record's log time to the worker's use of arrays that include it",
-    buckets=_LATENCY_BUCKETS,
+    "tsugi_learning_lag_seconds",
+    "From the log time of the outcome that waited longest to a worker's use of the first arrays that learned from it",
+    buckets=_LAG_BUCKETS,
+)
+LEARNER_BEHIND_RECORDS = Gauge(
+    "tsugi_learner_behind_records", "Log records that the learner has yet to read", multiprocess_mode="livemax"
+)
+LEARNER_BEHIND_SECONDS = Gauge(
+    "tsugi_learner_behind_seconds", "Log time from the last record the learner has read to the newest",
+    multiprocess_mode="livemax",
 )  # fmt: skip
 SWAPS = Counter("tsugi_swaps", "Catalogs, champions or learner arrays taken into use", ["what"])
 ROLE_STARTS = Counter("tsugi_role_starts", "Starts of process roles", ["role"])

@@ -26,6 +26,7 @@ from typing import Final
 import click
 import lmdb
 import structlog
+from google.protobuf.message import DecodeError
 
 from server import telemetry
 from server.catalog.catalog import Catalog
@@ -43,7 +44,7 @@ from training.fleet import ARITHMETIC, Fleet
 from training.ownership import EpochFencedError, FolderOwnedError, Ownership
 from training.rewards import Counts, Rewards, Terms, terms_of
 from training.snapshots import FORMAT_VERSION, AtStep, Snapshots
-from tsugi.log.v1.learner_pb2 import LearnerSnapshot
+from tsugi.log.v1.learner_pb2 import LearnerArrays, LearnerSnapshot
 from tsugi.log.v1.record_pb2 import CatalogChange, RecordKind
 from tsugi.v1 import catalog_pb2
 
@@ -57,24 +58,40 @@ EXIT_DATA = 65
 EXIT_OWNED = 75
 
 _CATALOG_CHANGE: Final = RecordKind.RECORD_KIND_CATALOG_CHANGE  # looked up once: it is compared with every record's
+_OUTCOME: Final = RecordKind.RECORD_KIND_OUTCOME
 _CATALOGS_KEPT = 8
 
 
 class _Pace:
-    """When something is due again: at an interval, and never more than a share of the time."""
+    """When something is due again: at an interval, and never more than a share of the time.
 
-    def __init__(self, interval_s: float, share_max: float, clock: Callable[[], float]) -> None:
+    Args:
+        interval_s: from one beginning to the next, at least.
+        share_max: of the time that may go to it.
+        clock: seconds, when it is due.
+        meter: seconds, how long it takes. Of work that never waits the time on the processor: where others take turns
+            with us, it would otherwise come the more rarely the less we get.
+    """
+
+    def __init__(
+        self, interval_s: float, share_max: float, clock: Callable[[], float], meter: Callable[[], float]
+    ) -> None:
         self._interval_s = interval_s
         self._share_max = share_max
         self._clock = clock
-        self._due_s = clock()
+        self._meter = meter
+        self._due_s = self._begun_s = clock()
+        self._metered_s = meter()
 
     def is_due(self) -> bool:
         return self._clock() >= self._due_s
 
-    def done(self, started_s: float) -> None:
-        took_s = self._clock() - started_s
-        self._due_s = started_s + max(self._interval_s, took_s / self._share_max)
+    def begin(self) -> None:
+        self._begun_s, self._metered_s = self._clock(), self._meter()
+
+    def done(self) -> None:
+        took_s = self._meter() - self._metered_s
+        self._due_s = self._begun_s + max(self._interval_s, took_s / self._share_max)
 
 
 class _Course:
@@ -91,6 +108,9 @@ class _Course:
         self.rewards = Rewards(log, find_terms, self.fleet.learn)
         self.erased_lsn = erased_lsn
         self.learned_lsn, self.learned_time_us, self.learned_chain = 0, 0, CHAIN_START
+        # What the arrays published so far include, and LSN and log time of the oldest outcome after it: for workers to
+        # tell the learning lag by, never learned from.
+        self.told_lsn, self.new_outcome = 0, (0, 0)
         self._log = log
         self._find_terms = find_terms
 
@@ -117,6 +137,8 @@ class _Course:
             # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
             terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
             self.fleet.meet(terms.goals.values(), terms.names, terms.actions)
+        elif record.kind == _OUTCOME and not self.new_outcome[0] and record.lsn > self.told_lsn:
+            self.new_outcome = (record.lsn, record.time_us)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
 
 
@@ -161,7 +183,6 @@ class Learner:
     ) -> None:
         self._log = log
         self._folder = folder
-        self._clock = clock
         self._find_terms: Callable[[bytes], Terms] = functools.lru_cache(_CATALOGS_KEPT)(
             lambda sha256: terms_of(load_catalog(sha256))
         )
@@ -169,12 +190,13 @@ class Learner:
         self._anew: _Course | None = None  # the course that will take its place
         self._rid_lsn = 0  # the last LogErased record that no file here was learned before
         self.published_lsn, self.n_faults = -1, 0
-        self._publishing = _Pace(publish_interval_s, PUBLISH_SHARE_MAX, clock)
-        self._saving = _Pace(snapshot_interval_s, SNAPSHOT_SHARE_MAX, clock)
+        self._publishing = _Pace(publish_interval_s, PUBLISH_SHARE_MAX, clock, time.thread_time)
+        self._saving = _Pace(snapshot_interval_s, SNAPSHOT_SHARE_MAX, clock, clock)
         self._ownership = Ownership(folder)
         try:
             self._snapshots = Snapshots(folder, log, ARITHMETIC, at_step)
             snapshot_epoch = self._load_newest()
+            self._course.told_lsn = self._learned_before()
             self._ownership.begin_epoch(above=snapshot_epoch)
         except BaseException:
             self._ownership.close()
@@ -197,6 +219,12 @@ class Learner:
     def erased_lsn(self) -> int:
         """The last LogErased record that nothing was learned before."""
         return self._course.erased_lsn
+
+    @property
+    def behind(self) -> tuple[int, int]:
+        """How many records of the log are not learned from yet, and their span in log time, microseconds."""
+        tail = self._log.tail()
+        return tail.lsn - self.learned_lsn, tail.time_us - self.learned_time_us if self.learned_lsn else 0
 
     @property
     def counts(self) -> Counts:
@@ -230,7 +258,7 @@ class Learner:
         Raises:
             EpochFencedError: a newer learner process has taken over.
         """
-        if self.published_lsn == self.learned_lsn or not self._publishing.is_due():
+        if not self._is_publishable() or not self._publishing.is_due():
             return False
         return self._guarded("publish", self._publish, self._publishing)
 
@@ -250,7 +278,7 @@ class Learner:
         Raises:
             EpochFencedError: a newer learner process has taken over.
         """
-        if self.published_lsn != self.learned_lsn:
+        if self._is_publishable():
             self._guarded("publish", self._publish, self._publishing)
         if self.saved_lsn != self.learned_lsn:
             self._guarded("snapshot", self._save, self._saving)
@@ -287,6 +315,7 @@ class Learner:
         n_records = anew.step()
         if anew.learned_lsn < self._course.learned_lsn:
             return n_records
+        anew.told_lsn, anew.new_outcome = self._course.told_lsn, self._course.new_outcome
         self._course, self._anew = anew, None
         self._exporter = Exporter(anew.fleet)
         self.published_lsn = self.saved_lsn = -1
@@ -302,9 +331,23 @@ class Learner:
         self._rid_lsn = snapshot.erased_lsn
         return snapshot.epoch
 
+    def _learned_before(self) -> int:
+        """Return what the arrays of an earlier process include, which may be more than its snapshot does."""
+        try:
+            data = (self._folder / ARRAYS_FILE).read_bytes()
+            digest, body = data[:32], data[32:]
+            arrays = LearnerArrays.FromString(body if hashlib.sha256(body).digest() == digest else b"")
+        except (OSError, DecodeError):
+            return 0
+        return arrays.learned_lsn if arrays.learned_lsn <= self._log.tail().lsn else 0  # more is of another log
+
+    def _is_publishable(self) -> bool:
+        """Say whether there is something new; a restart takes nothing back that workers have learned already."""
+        return self.published_lsn != self.learned_lsn >= self._course.told_lsn
+
     def _guarded(self, what: str, action: Callable[[], None], pace: _Pace) -> bool:
         """Run a write that may fail without harm: the file before it stands, and the next is tried in time."""
-        started_s = self._clock()
+        pace.begin()
         try:
             self._ownership.verify()
             self._exporter.renew()
@@ -316,18 +359,20 @@ class Learner:
             )
             return False
         finally:
-            pace.done(started_s)
+            pace.done()
         return True
 
     def _publish(self) -> None:
         arrays = self._exporter.message(self.epoch, self.learned_lsn, self.learned_time_us)
         arrays.erased_lsn = self._rid_lsn  # a receipt is signed on its word
+        arrays.new_outcome_lsn, arrays.new_outcome_time_us = self._course.new_outcome
         data = arrays.SerializeToString(deterministic=True)
         path = self._folder / ARRAYS_FILE
         unfinished = path.with_name(f"{ARRAYS_FILE}.unfinished")
         unfinished.write_bytes(hashlib.sha256(data).digest() + data)
         unfinished.replace(path)
         self.published_lsn = self.learned_lsn
+        self._course.told_lsn, self._course.new_outcome = self.learned_lsn, (0, 0)
 
     def _save(self) -> None:
         self._snapshots.save(self.state())
@@ -350,13 +395,20 @@ def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> 
             turned()
             n_records = learner.step()
             learner.publish_if_due()
-            telemetry.LEARNED_LSN.set(learner.published_lsn)
+            _tell(learner)
             learner.snapshot_if_due()
             if n_records == 0:
                 stop.wait(IDLE_WAIT_S)
         learner.flush()
     finally:
         learner.close()
+
+
+def _tell(learner: Learner) -> None:
+    n_records, span_us = learner.behind
+    telemetry.LEARNED_LSN.set(learner.published_lsn)
+    telemetry.LEARNER_BEHIND_RECORDS.set(n_records)
+    telemetry.LEARNER_BEHIND_SECONDS.set(span_us / 1e6)
 
 
 def open_log(folder: Path, map_bytes: int, stop: threading.Event) -> LmdbLog | None:

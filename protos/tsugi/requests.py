@@ -88,6 +88,7 @@ class DecideOptions(TypedDict, total=False):
     candidate_actions: Iterable[str]
     excluded_actions: Iterable[str]
     at_least_lsn: int
+    wait_for_learning: bool  # the learners have learned from at_least_lsn, too
     request_id: str
     preview: bool
     durable: bool  # the reply waits until the record is on disk
@@ -104,6 +105,7 @@ def decide_request(placements: Placements, **options: Unpack[DecideOptions]) -> 
         candidate_actions=options.get("candidate_actions", ()),
         excluded_actions=options.get("excluded_actions", ()),
         at_least_lsn=options.get("at_least_lsn", 0),
+        wait_for_learning=options.get("wait_for_learning", False),
         request_id=options.get("request_id", ""),
         preview=options.get("preview", False),
         decision_ack=decision_service_pb2.DECISION_ACK_DURABLE

@@ -53,6 +53,7 @@ class Asked:
         "holdouts",
         "holds",
         "leader",
+        "learning_until",
         "listing",
         "marks",
         "mode",
@@ -84,6 +85,7 @@ class Asked:
         self.waiter = waiter
         self.arrived = arrived  # time.monotonic()
         self.stale_until = stale_until  # until when it may wait for at_least_lsn
+        self.learning_until = 0.0  # until when it may wait for learner arrays that include it, too
         self.expires = expires  # when its deadline runs out
         self.at_least_lsn = request.at_least_lsn
         self.degradations: list[int] = []

@@ -78,6 +78,8 @@ class Models:
     learned_time_us: int
     arrays_sha256: bytes
     erased_lsn: int  # the last LogErased record that nothing in the arrays was learned before
+    new_outcome_lsn: int  # the oldest outcome that the arrays published before did not include; 0: none
+    new_outcome_time_us: int  # its log time
 
 
 _NO_PRIOR: Floats = np.empty(0, np.float32)
@@ -166,6 +168,8 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         learned_time_us=arrays.learned_time_us if arrays is not None else 0,
         arrays_sha256=arrays_sha256,
         erased_lsn=arrays.erased_lsn if arrays is not None else 0,
+        new_outcome_lsn=arrays.new_outcome_lsn if arrays is not None else 0,
+        new_outcome_time_us=arrays.new_outcome_time_us if arrays is not None else 0,
     )
 
 

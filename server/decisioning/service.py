@@ -29,6 +29,7 @@ from server.decisioning.decide import NO_EXPLORATION, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import Live, Served
 from server.decisioning.remember import Views
+from server.decisioning.unlearned import Unlearned
 from server.errors import TsugiError, limit_exceeded
 from server.profiles.erased import Erased
 from server.storage.applied import Applied, read_applied
@@ -45,6 +46,8 @@ from tsugi.v1.error_reason_pb2 import ErrorReason
 FLUSH_ROWS_MAX: Final = 16_384  # candidates decided in one go: two megabytes of model input
 STALE_WAIT_S_MAX: Final = 0.1
 STALE_POLL_S: Final = 0.002
+LEARNING_WAIT_S_MAX: Final = 1.0
+LEARNING_QUEUE_SHARE: Final = 0.25  # of the queue, for those that wait for the learner: the others must have room
 LEARNER_STALE_US: Final = 10_000_000
 REQUEST_S_WEIGHT: Final = 0.05  # of the newest flush in the running mean: it follows a change within some 20 flushes
 
@@ -91,6 +94,8 @@ class DecisionService:
         self._live: Live | None = None
         self._queue: list[Asked] = []
         self._waiting: list[Asked] = []
+        self._unlearned = Unlearned(int(LEARNING_QUEUE_SHARE * settings.queue_requests_max), self._queue_again)
+        self._learned_lsn = 0  # the last that arrays in force here have included so far
         self._scratch = Scratch()
         self._erased = Erased(log)
         self._budgets = Budgets(log, settings.n_workers)
@@ -103,15 +108,18 @@ class DecisionService:
 
     def take(self, live: Live) -> None:
         """Put a new set in force, from the next flush on."""
-        before, self._live = self._live, live
-        if live.models.learner_epoch and (before is None or live.models.learned_lsn > before.models.learned_lsn):
-            lag_us = self._clock_us() - live.models.learned_time_us
+        self._live, models = live, live.models
+        # Not those of arrays from before this process, nor those learned again after a restart of the learner.
+        if self._learned_lsn and models.new_outcome_lsn > self._learned_lsn:
+            lag_us = self._clock_us() - models.new_outcome_time_us
             telemetry.LEARNING_LAG_SECONDS.observe(max(0.0, lag_us / 1e6))
+        self._learned_lsn = max(self._learned_lsn, models.learned_lsn)
+        self._unlearned.learned(models.learned_lsn)
 
     @property
     def queue_requests(self) -> int:
-        """Return how many requests wait: for this turn's flush, or for the state to catch up."""
-        return len(self._queue) + len(self._waiting)
+        """Return how many requests wait: for this turn's flush, or for state or learner to catch up."""
+        return len(self._queue) + len(self._waiting) + len(self._unlearned)
 
     def admit(self, n_requests: int, timeout_s: float | None) -> float:
         """Refuse at once what cannot be decided in time; return how many seconds there are.
@@ -162,6 +170,8 @@ class DecisionService:
         waiter: asyncio.Future[bytes] = loop.create_future()
         asked = Asked(request, raw, waiter, arrived, arrived + min(STALE_WAIT_S_MAX, left / 2), arrived + left)
         asked.at_least_lsn = max(request.at_least_lsn, reported_lsn)
+        if request.wait_for_learning:
+            asked.learning_until = arrived + min(LEARNING_WAIT_S_MAX, left / 2)
         self._queue.append(asked)
         return waiter
 
@@ -201,7 +211,7 @@ class DecisionService:
             queue[0].refuse(error)
             return
         for asked in list(queue):
-            if not asked.waiter.done() and asked not in self._waiting:
+            if not asked.waiter.done() and asked not in self._waiting and asked not in self._unlearned:
                 self._decide_together([asked], live)
 
     def _gather(self, queue: list[Asked], live: Live) -> Batch:
@@ -211,7 +221,7 @@ class DecisionService:
         is_recording = self._committer.accepting
         now = time.monotonic()
         self._budgets.look(live.catalog, now_us)
-        is_learner_stale = now_us - live.models.learned_time_us > LEARNER_STALE_US
+        is_learner_stale = self._is_learner_stale(live, now_us)
         with self._store.read() as snapshot:
             state = read_applied(snapshot)
             erased = self._erased.since(state.lsn)
@@ -246,14 +256,25 @@ class DecisionService:
         return batch
 
     def _is_too_early(self, asked: Asked, state: Applied, live: Live) -> bool:
-        """Set a request aside while the state, or this worker's configuration, is behind what its caller has seen."""
+        """Set a request aside while what this worker would decide with is behind what its caller has seen."""
         at_least = asked.at_least_lsn
-        if not at_least or (state.lsn >= at_least and live.lsn >= min(at_least, state.configuration_lsn)):
+        if not at_least:
             return False
-        if self._set_aside(asked):
+        is_unlearned = asked.request.wait_for_learning and live.models.learned_lsn < at_least
+        if is_unlearned and self._unlearned.add(asked):
             return True
-        asked.degradations.append(Degradation.DEGRADATION_PROFILE_STALE)
+        if state.lsn < at_least or live.lsn < min(at_least, state.configuration_lsn):
+            if self._set_aside(asked):
+                return True
+            asked.degradations.append(Degradation.DEGRADATION_PROFILE_STALE)
+        if is_unlearned and Degradation.DEGRADATION_LEARNER_STALE not in asked.degradations:
+            asked.degradations.append(Degradation.DEGRADATION_LEARNER_STALE)
         return False
+
+    def _is_learner_stale(self, live: Live, now_us: int) -> bool:
+        """Say whether the arrays in force are old, and not because the log has stood still since."""
+        newest_us = live.models.learned_time_us + LEARNER_STALE_US
+        return now_us > newest_us and (not live.models.learner_epoch or self._log.tail().time_us > newest_us)
 
     def _set_aside(self, asked: Asked) -> bool:
         """Ask again a little later, unless the request has waited as long as it may."""
@@ -266,9 +287,12 @@ class DecisionService:
 
     def _ask_again(self) -> None:
         waiting, self._waiting = self._waiting, []
+        self._queue_again(waiting)
+
+    def _queue_again(self, some: Sequence[Asked]) -> None:
         if not self._queue:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._queue.extend(waiting)
+        self._queue.extend(some)
 
     def _is_repeated(self, asked: Asked) -> bool:
         """Name the decision; where the caller's request id was decided before, answer that and say so."""
@@ -355,9 +379,7 @@ class DecisionService:
         """Decide again without a target that others took meanwhile; each time there is one less to claim."""
         asked.full.add(target)
         asked.claimed = asked.spent = None
-        if not self._queue:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._queue.append(asked)
+        self._queue_again([asked])
 
     def _settle_when_durable(self, drafts: list[Draft]) -> None:
         """Queue records that nobody waits for, and forget what they promised of budgets when all are on disk."""

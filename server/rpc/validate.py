@@ -74,6 +74,8 @@ def decide_request(request: DecideRequest) -> None:
         caller_id("request_id", request.request_id)
     if request.request_id.startswith(REQUEST_PREFIX):
         raise field_invalid("request_id", f"{REQUEST_PREFIX} begins the server's own; choose another")
+    if request.wait_for_learning and not request.at_least_lsn and not request.outcomes:
+        raise field_invalid("wait_for_learning", "at_least_lsn or outcomes are required, which say what to wait for")
     if request.decision_ack not in _ACKS:
         raise field_invalid("decision_ack", f"{request.decision_ack} is no value of DecisionAck")
 

@@ -18,16 +18,34 @@ from typing import Final
 
 import click
 
-from tests.benchmark import closed_loop, crowd, feeding, h2load, machine, measure, policies, servers, world
-from tests.benchmark.report import NOT_ON_THE_PATH, Report, table, write_readme
+from tests.benchmark import (
+    closed_loop,
+    crowd,
+    feeding,
+    h2load,
+    learning_lag,
+    machine,
+    measure,
+    policies,
+    servers,
+    world,
+)
+from tests.benchmark.report import NOT_ON_THE_PATH, Report, merge_json, table, write_readme
 from tests.benchmark.stage import Plan, Stage, stage
 
 ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / "build"
 RESULT: Final = BUILD / "bench.json"
+LEARNING: Final = BUILD / "learning.json"  # where all that is said of learning comes together; see learning.py
 README: Final = ROOT / "README.md"
 
-NAMES: Final = ("decide", "policies", "feeding", "crowd")  # of the parts, in the order in which they are played
+NAMES: Final = (
+    "decide",
+    "policies",
+    "learning_lag",
+    "feeding",
+    "crowd",
+)  # of the parts, in the order in which they are played
 SERVER_LOG: Final = "bench-server.log"
 FULL: Final = Plan(n_profiles=world.N_PROFILES, n_rounds=5, n_turns_max=9, round_s=2.0, open_loop_s=6.0, n_lags=100)
 QUICK: Final = Plan(
@@ -92,6 +110,14 @@ def _play_policies(plan: Plan, folder: Path, report: Report) -> None:
     policies.measure_policies(plan, folder, BUILD / SERVER_LOG, report)
 
 
+def _play_learning_lag(plan: Plan, folder: Path, report: Report) -> None:
+    click.echo("outcomes reported, and learned from …", err=True)
+    lag_p99_ms = learning_lag.measure_learning_lag(plan, folder, BUILD / SERVER_LOG, report)
+    if report.is_judged:
+        void = report.voids.get("learning_lag.p99_ms", [])
+        merge_json(LEARNING, {"learning_lag_p99_ms": round(lag_p99_ms, 1), "learning_lag_void": void})
+
+
 def _play_feeding(plan: Plan, folder: Path, report: Report) -> None:
     click.echo("records taken in, projected, seen by decisions and imported …", err=True)
     feeding.measure_feeding(plan, folder, BUILD / SERVER_LOG, report)
@@ -105,6 +131,7 @@ def _play_crowd(plan: Plan, folder: Path, report: Report) -> None:
 _PLAYS: Final[Mapping[str, Callable[[Plan, Path, Report], None]]] = {
     "decide": _play_decide,
     "policies": _play_policies,
+    "learning_lag": _play_learning_lag,
     "feeding": _play_feeding,
     "crowd": _play_crowd,
 }
@@ -122,7 +149,7 @@ def _describe(plan: Plan, report: Report) -> None:
         "cores": cores._asdict(),
         "plan": plan._asdict(),
         "settings": servers.SETTINGS,
-        "projector_and_learner": "off the server's core, SCHED_IDLE; as shipped in ingest, import and freshness",
+        "projector_and_learner": "off the server's core, SCHED_IDLE; as shipped in ingest, import, freshness and lag",
         "decision_ack": "accepted",
         "on_the_path": [
             "validation", "profile from LMDB by identity", "eligibility rules", *scorers, "SquareCB over three slots",

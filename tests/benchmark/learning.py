@@ -12,7 +12,6 @@ computed from a set in advance. The base rate is a uniform policy's.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from server.decisioning.decide import EXPLORE, Questions, Scratch, decide
 from server.decisioning.models import align, no_champion
 from tests.benchmark import vowpal
 from tests.benchmark.learning_sets import BanditSet, SetError, fact_rows, known_sets, make_catalog, order
+from tests.benchmark.report import merge_json
 from training.export import Exporter
 from training.fleet import Fleet
 from training.rewards import Lesson
@@ -176,8 +176,7 @@ def main(folder: Path | None, names: Sequence[str], n_seeds: int, n_rows_max: in
     except SetError as error:
         raise click.UsageError(str(error)) from error
     figures = measure(sets, n_seeds, n_rows_max, lambda text: click.echo(text, err=True))
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    merge_json(RESULT, figures)
     console = Console(width=100)  # files and pipes have no width of their own
     console.print(table(figures))
     for goal, is_met in figures["goals"].items():

@@ -66,6 +66,13 @@ FIGURES: Final = {
     "policies.hot_growth_lone": Figure("share", None, "the same, one by one"),
     "outcomes.group_commit_gain": Figure("ratio", None, "acknowledged outcomes/s, 256 in flight ÷ one in flight"),
     "learning.lag_p99_ms": Figure("ms", None, "outcome acknowledged → a reply that has learned from it, under load"),
+    "learning_lag.idle_p50_ms": Figure("ms", None, "outcome acknowledged → a reply that has learned from it, no load"),
+    "learning_lag.idle_p99_ms": Figure("ms", None, "99 % of those outcomes are learned from sooner"),
+    "learning_lag.p50_ms": Figure("ms", None, "the same, 1,000 outcomes/s beside half of Decide's peak, as shipped"),
+    "learning_lag.p99_ms": Figure("ms", "<= 1000", "99 % of those outcomes are learned from sooner"),
+    "learning_lag.waited_p50_ms": Figure("ms", None, "the same load, asked once with wait_for_learning"),
+    "learning_lag.waited_p99_ms": Figure("ms", None, "99 % of those decisions come sooner"),
+    "learning_lag.waited_exact_share": Figure("share", ">= 1", "of those decisions that had learned from the outcome"),
     "ingest.unary_records_per_s": Figure("1/s", ">= 20000", "records on disk, 500 a call, four calls at once"),
     "ingest.unary_cpu_us": Figure("µs", None, "CPU of such a record, all threads of the worker"),
     "ingest.stream_records_per_s": Figure("1/s", ">= 20000", "records on disk, 500 a message, one stream"),
@@ -157,6 +164,13 @@ class Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         return document
+
+
+def merge_json(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures into a file of figures; what others wrote there under other keys stays."""
+    others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(others | dict(figures), indent=2) + "\n", encoding="utf-8")
 
 
 def table(document: Mapping[str, Any]) -> str:

@@ -89,7 +89,7 @@ def stage(plan: Plan, folder: Path, log_path: Path) -> Iterator[Stage]:
         client = stack.enter_context(Client(f"127.0.0.1:{tsugi.port}", timeout_s=10.0, channels=4))
         os.sched_setaffinity(0, {cores.generator})  # and so for everything that is started from here on
         everybody = world.people(plan.n_profiles)
-        _teach(client, everybody, with_learner=plan.with_learner)
+        teach(client, everybody, with_learner=plan.with_learner)
         messages = world.decide_messages(plan.n_profiles)
         replies = _replay(client, messages, with_learner=plan.with_learner)
         counts = world.eligible_counts(everybody)
@@ -131,17 +131,19 @@ def await_true(is_true: Callable[[], bool], what: str) -> None:
         time.sleep(POLL_S)
 
 
-def preview(client: Client, at_least_lsn: int = 0) -> DecideResponse:
+def preview(client: Client, at_least_lsn: int = 0, *, wait_for_learning: bool = False) -> DecideResponse:
     """Ask for a decision that leaves no trace, to see with what decisions are made now."""
     return client.decide(
         [(world.PLACEMENT, 1)],
         identities=[(world.NAMESPACE, world.account(0))],
         preview=True,
         at_least_lsn=at_least_lsn,
+        wait_for_learning=wait_for_learning,
     )
 
 
-def _teach(client: Client, everybody: list[dict[str, PyValue]], *, with_learner: bool) -> None:
+def teach(client: Client, everybody: list[dict[str, PyValue]], *, with_learner: bool) -> None:
+    """Tell a server catalog, champion and people, and let its learner learn something, where there is one."""
     message = world.catalog_message()
     client.push_catalog(message)
     bundle = world.make_bundle(compile_catalog(message)).SerializeToString(deterministic=True)

@@ -198,6 +198,73 @@ def test_what_is_published_follows_what_is_learned(log: Log, tmp_path: Path) -> 
     assert np.frombuffer(arrays.goals[0].correction_intercepts, "<f8")[0] > 0.0
 
 
+def test_oldest_outcome_that_is_new_is_told_once_whoever_publishes_it(tmp_path: Path) -> None:
+    log = MemoryLog(b"log-id-16-bytes.")
+    writer = Writer(log)
+
+    def told(learner: Learner) -> tuple[int, int]:
+        learn_all(learner)
+        learner.flush()
+        arrays = read_arrays(tmp_path)
+        assert arrays.learned_lsn == log.tail().lsn
+        return arrays.new_outcome_lsn, arrays.new_outcome_time_us
+
+    keys = [writer.decide([("book", "visit")]) for _ in range(4)]
+    learner = start(log, tmp_path)
+    assert told(learner) == (0, 0)
+    writer.report(keys[0], "book", "click")
+    expected = (log.tail().lsn, log.tail().time_us)
+    writer.now_us += 10
+    writer.report(keys[1], "book", "click")
+    assert told(learner) == expected
+    writer.tick()
+    assert told(learner) == (0, 0)
+    writer.report(keys[2], "book", "click")
+    (tmp_path / ARRAYS_FILE).with_name(f"{ARRAYS_FILE}.unfinished").mkdir()  # nothing can be written for once
+    learn_all(learner)
+    learner.flush()
+    assert learner.n_faults == 1
+    (tmp_path / ARRAYS_FILE).with_name(f"{ARRAYS_FILE}.unfinished").rmdir()
+    assert told(learner) == (log.tail().lsn, log.tail().time_us)
+    learner.close()
+    for later in sorted(tmp_path.glob("*.snapshot"))[1:]:
+        later.unlink()  # so that what was published is learned again
+    writer.report(keys[3], "book", "click")
+    learner = start(log, tmp_path)
+    assert learner.learned_lsn < log.tail().lsn - 1, "it learns again what it told before"
+    assert told(learner) == (log.tail().lsn, log.tail().time_us), "the others were told before"
+    learner.close()
+
+
+@pytest.mark.parametrize("damage", ["none", "bit", "other log"])
+def test_restart_takes_nothing_back_that_was_published(tmp_path: Path, damage: str) -> None:
+    log = PartOf()
+    write_history(log, seed=6, n_steps=300)
+    log.read_lsn_max = 200
+    learner = start(log, tmp_path)
+    learn_all(learner)
+    learner.publish_if_due()  # and is killed before it saves
+    learner.close()
+    if damage == "bit":
+        path = tmp_path / ARRAYS_FILE
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    elif damage == "other log":
+        arrays = LearnerArrays(learned_lsn=log.tail().lsn + 1)
+        body = arrays.SerializeToString()
+        (tmp_path / ARRAYS_FILE).write_bytes(hashlib.sha256(body).digest() + body)
+    is_held = damage == "none"
+    clock = Clock()
+    learner = start(log, tmp_path, clock)
+    for log.read_lsn_max in (150, 199, 200):
+        learn_all(learner)
+        clock.now_s += 60.0
+        assert learner.learned_lsn == log.read_lsn_max
+        assert learner.behind == (log.tail().lsn - log.read_lsn_max, log.tail().time_us - learner.learned_time_us)
+        assert learner.publish_if_due() == (log.read_lsn_max == 200 or not is_held)
+    assert read_arrays(tmp_path).epoch == learner.epoch == 2
+    learner.close()
+
+
 def test_state_is_saved_when_due_and_new(tmp_path: Path) -> None:
     log = MemoryLog()
     Writer(log).tick()

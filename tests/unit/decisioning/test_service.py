@@ -32,6 +32,7 @@ from tests.support import catalogs, populating
 from tests.support.committing import ScriptedCommitter
 from tests.support.deciding import given_champion
 from tests.support.populating import Person
+from tsugi.log.v1.learner_pb2 import LearnerArrays
 from tsugi.log.v1.record_pb2 import DecisionRecord, RecordKind
 from tsugi.v1.decision_pb2 import Degradation, RefusalReason
 from tsugi.v1.decision_service_pb2 import DecideRequest, DecideResponse, GetDecisionRequest
@@ -116,6 +117,18 @@ class Desk:
     async def decide(self, **request: Any) -> DecideResponse:
         """Ask and wait for the reply."""
         return DecideResponse.FromString(await self.ask(**request))
+
+    def learn(self, lsn: int, *, time_us: int = NOW_US, new_outcome: tuple[int, int] = (0, 0)) -> None:
+        """Take learner arrays into use that include an LSN."""
+        arrays = LearnerArrays(
+            epoch=1,
+            learned_lsn=lsn,
+            learned_time_us=time_us,
+            new_outcome_lsn=new_outcome[0],
+            new_outcome_time_us=new_outcome[1],
+        )
+        models = align(self.catalog, no_champion(self.catalog), arrays)
+        self.service.take(make_live(self.catalog, models, 1, 0, "tests"))
 
     def know(self, number: str, lsn: int, **attributes: Any) -> None:
         """Put a person into the state and say that it includes an LSN."""
@@ -408,6 +421,19 @@ async def test_champion_that_fails_is_replaced_by_base_rates_and_told() -> None:
 
 async def test_missing_learner_is_told() -> None:
     assert Degradation.DEGRADATION_LEARNER_STALE in (await Desk().decide()).degradations
+
+
+async def test_learner_is_stale_when_the_log_has_gone_on_without_it() -> None:
+    for age_us, idle_us, is_stale in (
+        (service.LEARNER_STALE_US, 0, False),
+        (service.LEARNER_STALE_US + 1, service.LEARNER_STALE_US, False),  # a log that takes nothing teaches nothing
+        (service.LEARNER_STALE_US + 1, 0, True),
+    ):
+        desk = Desk()
+        desk.log.tick(NOW_US - idle_us, 0)
+        desk.learn(1, time_us=NOW_US - age_us)
+        reply = await desk.decide()
+        assert (Degradation.DEGRADATION_LEARNER_STALE in reply.degradations) == is_stale, (age_us, idle_us)
 
 
 def with_prize(units_max: int, **more: Any) -> Catalog:

@@ -336,3 +336,25 @@ async def test_wrong_outcome_in_a_batch_refuses_its_request_alone() -> None:
     assert fates(reply) == ["decided", "ACTION_NOT_IN_DECISION", "decided"]
     assert reply.results[1].error.metadata["field"] == "outcomes[0].action"
     assert [each.decision.slots[0].action for each in reply.results if each.HasField("decision")] == ["weather", "loan"]
+
+
+async def test_of_many_each_waits_for_learning_by_itself() -> None:
+    desk = Desk(catalog=CATALOG)
+    counter = Counter(desk)
+    desk.know("somebody", 9)
+    desk.learn(3)
+    asked = [ask(atLeastLsn=lsn, waitForLearning=True) for lsn in (3, 8, 0)]
+    stale = Degradation.DEGRADATION_LEARNER_STALE
+    batch = await counter.batch(*asked, left_s=0.02)
+    assert [stale in result.decision.degradations for result in batch.results] == [False, True, False]
+    assert batch.results[2].error.reason == ErrorReason.ERROR_REASON_FIELD_INVALID
+    begun = asyncio.create_task(counter.batch(*asked))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert desk.service.queue_requests == 1
+    desk.learn(8)
+    batch = await begun
+    assert [stale in result.decision.degradations for result in batch.results] == [False] * 3
+    async with aclosing(counter.stream(asked[1])) as replies:
+        (reply,) = [StreamDecideResponse.FromString(each) async for each in replies]
+    assert stale not in reply.decision.degradations

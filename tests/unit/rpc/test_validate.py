@@ -285,3 +285,14 @@ def test_unknown_acknowledgement_is_refused() -> None:
     request = usual_decide()
     request.decision_ack = 3  # type: ignore[assignment]  # what a later caller may send
     refused(lambda: validate.decide_request(request), "decision_ack")
+
+
+def test_waiting_for_learning_needs_something_to_wait_for() -> None:
+    request = usual_decide()
+    request.wait_for_learning = True
+    refused(lambda: validate.decide_request(request), "wait_for_learning")
+    request.at_least_lsn = 1
+    validate.decide_request(request)
+    request.at_least_lsn = 0
+    request.outcomes.add()
+    validate.decide_request(request)
