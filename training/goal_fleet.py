@@ -15,9 +15,10 @@ from typing import Final
 import numpy as np
 
 from training import standing
+from training.calibration import Calibration
 from training.drift import Drift
 from training.families import CHALLENGERS_MAX, FAMILIES, FIRST, LATER, POSTERIORS
-from training.learners.base import Learner, Row, Settings, settings_text
+from training.learners.base import Learner, Row, Settings, log_odds_of, settings_text
 from training.learners.baseline import Baseline
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import FleetChange, FleetChangeKind, GoalState, MemberState
@@ -73,6 +74,7 @@ class GoalFleet:
         sums: float64[members, standing.COLUMNS].
         n_rows: rows learned from.
         changes: the newest changes, oldest first.
+        calibration: whether what the one that serves states comes true.
         stale: what was learned last of each action, since somebody emptied it.
     """
 
@@ -86,6 +88,7 @@ class GoalFleet:
         self.stale: dict[int, Row] = {}
         self._space = space
         self._lsn, self._time_us = lsn, time_us
+        self.calibration = Calibration()
         self._next_number, self._n_tested, self._next_choice = 0, 0, 0
         self._round_begin, self._round_end = 0, ROUND_ROWS_MIN
         posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
@@ -119,6 +122,7 @@ class GoalFleet:
             chances[place] = member.learner.learn_one(row, reward)
         is_late = 2 * self.n_rows >= self._round_begin + self._round_end
         standing.tally(chances, reward, row.weight, self._serving, is_late, self.sums)
+        self.calibration.learn(log_odds_of(float(chances[self._serving])), reward)
         self.stale[row.action] = row
         self.n_rows += 1
         if self.n_rows % REVIEW_ROWS == 0:
@@ -134,13 +138,14 @@ class GoalFleet:
     def serve(self, place: int) -> None:
         """Have the member at a place serve from now on; all are held against it anew."""
         self._serving = place
+        self.calibration.restart()
         for sums in self.sums:
             standing.begin_test(sums, self._next_test())
 
     def reset(self, lsn: int, time_us: int) -> None:
         """Let everybody begin anew, and the first of the list serve; who takes part stays."""
         self._lsn, self._time_us = lsn, time_us
-        self._serving = 2
+        self.serve(2)
         for place, member in enumerate(self.members):
             self._restart(place, member.learner.settings, _Kind.FLEET_CHANGE_KIND_RESET)
 
@@ -157,6 +162,7 @@ class GoalFleet:
             n_tested=self._n_tested,
             changes=self.changes,
             next_choice=self._next_choice,
+            calibration=self.calibration.save(),
         )
         for place, member in enumerate(self.members):
             saved = state.members.add(
@@ -178,6 +184,7 @@ class GoalFleet:
         fleet._round_begin, fleet._round_end = state.round_begin, state.round_end
         fleet._n_tested, fleet._next_choice = state.n_tested, state.next_choice
         fleet.changes = list(state.changes)
+        fleet.calibration.load(state.calibration)
         fleet.members = [fleet._restored_member(saved) for saved in state.members]
         fleet.sums = np.array([np.frombuffer(saved.sums) for saved in state.members])
         return fleet
@@ -193,6 +200,7 @@ class GoalFleet:
 
     def _review(self) -> None:
         """Look at how all do: drift, who serves, and at its end the round."""
+        self.calibration.review()
         self._hear_drift()
         self._decide_who_serves()
         if self.n_rows >= self._round_end:

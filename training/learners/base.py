@@ -111,6 +111,13 @@ def sigmoid(log_odds: float) -> float:
     return odds / (1.0 + odds)
 
 
+def log_odds_of(chance: float) -> float:
+    """Return the log-odds of a chance, within ±PRIOR_LOG_ODDS_MAX."""
+    if chance <= 0.0 or chance >= 1.0:
+        return math.copysign(PRIOR_LOG_ODDS_MAX, chance - 0.5)
+    return min(max(math.log(chance / (1.0 - chance)), -PRIOR_LOG_ODDS_MAX), PRIOR_LOG_ODDS_MAX)
+
+
 def settings_text(settings: Settings) -> str:
     """Return settings as text, the same for the same settings."""
     return " ".join(f"{name}={settings[name]:g}" for name in sorted(settings))
