@@ -65,10 +65,7 @@ class BayesianRegression:
     def learn_one(self, row: Row, reward: float) -> float:
         """See Learner."""
         regression = self._regressions.of(row.action)
-        expected = _learn(
-            row.x, self._scale, row.prior_log_odds, self._beta, reward,
-            regression.precision, regression.covariance, regression.natural, regression.mean,
-        )  # fmt: skip
+        expected = _learn(row.x, self._scale, row.prior_log_odds, self._beta, reward, *regression.arrays)
         return min(max(expected, 0.0), 1.0)
 
     def correct_one(self, row: Row, change: float) -> None:

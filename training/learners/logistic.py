@@ -74,6 +74,7 @@ class LogisticCorrection:
         self._base_rate = base_rate
         self._space = space
         self._scale = 1.0 / math.sqrt(settings["precision"])
+        self._memory_rows = settings["memory_rows"]
         self._regressions = Regressions(space, 1.0)
         self._n_rows: dict[int, int] = {}
 
@@ -85,12 +86,9 @@ class LogisticCorrection:
     def learn_one(self, row: Row, reward: float) -> float:
         """See Learner. A reward between 0 and 1 is learned as a success and a failure with those weights."""
         regression = self._regressions.of(row.action)
-        expected = _learn(
-            row.x, self._scale, row.prior_log_odds, reward,
-            regression.precision, regression.covariance, regression.natural, regression.mean,
-        )  # fmt: skip
+        expected = _learn(row.x, self._scale, row.prior_log_odds, reward, *regression.arrays)
         n_rows = self._n_rows[row.action] = self._n_rows.get(row.action, 0) + 1
-        if n_rows % self.settings["memory_rows"] == 0:
+        if n_rows % self._memory_rows == 0:
             regression.renew_prior(0.5)
         return expected
 

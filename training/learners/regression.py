@@ -8,7 +8,7 @@ River's regression is only consistent at alpha = 1 (``_grow`` sets precision *an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -26,10 +26,8 @@ class Regression(linear_model.BayesianLinearRegression):
     """River's regression over the columns of a space; at least one, the intercept.
 
     Attributes:
-        precision: float64[d + 1, d + 1].
-        covariance: float64[d + 1, d + 1], its inverse.
-        natural: float64[d + 1], precision @ mean.
-        mean: float64[d + 1].
+        arrays: precision float64[d + 1, d + 1], covariance, its inverse, natural mean float64[d + 1], which is
+            precision @ mean, and mean; in the order in which absorb takes them.
     """
 
     def __init__(self, space: Space, beta: float) -> None:
@@ -38,38 +36,13 @@ class Regression(linear_model.BayesianLinearRegression):
         self._space = space
         self.widen()
 
-    @property
-    def precision(self) -> Doubles:
-        """See Attributes."""
-        return self._ss_arr
-
-    @property
-    def covariance(self) -> Doubles:
-        """See Attributes."""
-        return self._ss_inv_arr
-
-    @property
-    def natural(self) -> Doubles:
-        """See Attributes."""
-        return self._eta_arr
-
-    @property
-    def mean(self) -> Doubles:
-        """See Attributes."""
-        return self._m_arr
-
     def widen(self) -> None:
         """Have a place for every column of the space; the new ones have their prior."""
-        width = 1 + len(self._space.columns)
-        before = self._cap
-        if width == before:
-            return
-        arrays: tuple[Doubles, ...] = np.eye(width), np.eye(width), np.zeros(width), np.zeros(width)
+        width, before = 1 + len(self._space.columns), self._cap
+        arrays = np.eye(width), np.eye(width), np.zeros(width), np.zeros(width)
         for new, old in zip(arrays, (self._ss_arr, self._ss_inv_arr, self._eta_arr, self._m_arr), strict=True):
             new[(slice(before),) * new.ndim] = old
-        self._ss_arr, self._ss_inv_arr, self._eta_arr, self._m_arr = arrays
-        self._cap = width
-        self._name_places(width)
+        self._set(*arrays)
 
     def mean_of(self, row: Doubles) -> float:
         """Return River's own prediction for a scaled row, float64[at most d + 1], without its noise."""
@@ -96,10 +69,8 @@ class Regression(linear_model.BayesianLinearRegression):
             keep: factor on the mean.
         """
         mean = self._m_arr * keep
-        self._ss_arr = share * self._ss_arr + (1.0 - share) * np.eye(self._cap)
-        self._ss_inv_arr = np.asarray(np.linalg.inv(self._ss_arr), np.float64)
-        self._eta_arr = self._ss_arr @ mean
-        self._m_arr = mean
+        precision = share * self._ss_arr + (1.0 - share) * np.eye(self._cap)
+        self._set(precision, np.asarray(np.linalg.inv(precision), np.float64), precision @ mean, mean)
 
     def save(self, action: int) -> ActionRegression:
         """Return every number."""
@@ -113,16 +84,21 @@ class Regression(linear_model.BayesianLinearRegression):
 
     def load(self, saved: ActionRegression) -> None:
         """Take over saved numbers; afterwards nothing tells this regression from the saved one, to the bit."""
-        self._eta_arr, self._m_arr = (np.frombuffer(data).copy() for data in (saved.natural_mean, saved.mean))
-        width = self._cap = self._eta_arr.size
-        self._ss_arr, self._ss_inv_arr = (
-            np.frombuffer(data).reshape(width, width).copy() for data in (saved.precision, saved.covariance)
+        natural, mean = (np.frombuffer(data).copy() for data in (saved.natural_mean, saved.mean))
+        shape = (natural.size, natural.size)
+        precision, covariance = (
+            np.frombuffer(data).reshape(shape).copy() for data in (saved.precision, saved.covariance)
         )
-        self._name_places(width)
+        self._set(precision, covariance, natural, mean)
 
-    def _name_places(self, width: int) -> None:
-        names = [INTERCEPT, *self._space.columns]
-        self._idx = {name: place for place, name in enumerate(names[:width])}
+    def _set(self, precision: Doubles, covariance: Doubles, natural: Doubles, mean: Doubles) -> None:
+        """Put arrays where River has them."""
+        self._ss_arr, self._ss_inv_arr, self._eta_arr, self._m_arr = precision, covariance, natural, mean
+        self.arrays = precision, covariance, natural, mean
+        if self._cap != natural.size:
+            self._cap = natural.size
+            names = [INTERCEPT, *self._space.columns]
+            self._idx = {name: place for place, name in enumerate(names[: self._cap])}
 
     def _named(self, row: Doubles) -> dict[str, float]:
         names = [INTERCEPT, *self._space.columns]
@@ -146,7 +122,7 @@ class Regressions:
         regression = self.by_action.get(action)
         if regression is None:
             regression = self.by_action[action] = Regression(self._space, self._beta)
-        else:
+        elif regression.arrays[3].size != 1 + len(self._space.columns):
             regression.widen()
         return regression
 
@@ -154,14 +130,27 @@ class Regressions:
         """Return an action's, or what one would begin with; changes nothing."""
         return self.by_action.get(action) or Regression(self._space, self._beta)
 
-    def means(self, actions: Iterable[int]) -> Doubles:
-        """Return float64[actions, d + 1], the intercept last."""
-        return np.array([self._laid_out(action)[0] for action in actions]).reshape(-1, 1 + len(self._space.columns))
+    def means(self, actions: Sequence[int]) -> Doubles:
+        """Return float64[actions, d + 1], the intercept last; what is not known has its prior."""
+        d = len(self._space.columns)
+        means = np.zeros((len(actions), d + 1))
+        for place, action in enumerate(actions):
+            if (regression := self.by_action.get(action)) is not None:
+                mean = regression.arrays[3]
+                means[place, : mean.size - 1], means[place, d] = mean[1:], mean[0]
+        return means
 
-    def covariances(self, actions: Iterable[int]) -> Doubles:
-        """Return float64[actions, d + 1, d + 1], the intercept last."""
-        width = 1 + len(self._space.columns)
-        return np.array([self._laid_out(action)[1] for action in actions]).reshape(-1, width, width)
+    def covariances(self, actions: Sequence[int]) -> Doubles:
+        """Return float64[actions, d + 1, d + 1] likewise."""
+        d = len(self._space.columns)
+        covariances = np.broadcast_to(np.eye(d + 1), (len(actions), d + 1, d + 1)).copy()
+        for place, action in enumerate(actions):
+            if (regression := self.by_action.get(action)) is not None:
+                covariance, into = regression.arrays[1], covariances[place]
+                known = covariance.shape[0] - 1
+                into[:known, :known], into[d, d] = covariance[1:, 1:], covariance[0, 0]
+                into[:known, d] = into[d, :known] = covariance[0, 1:]
+        return covariances
 
     def save(self) -> list[ActionRegression]:
         """Return every number, ordered by action."""
@@ -172,15 +161,6 @@ class Regressions:
         for each in saved:
             self.by_action[each.action] = regression = Regression(self._space, self._beta)
             regression.load(each)
-
-    def _laid_out(self, action: int) -> tuple[Doubles, Doubles]:
-        """Return mean and covariance as wide as the space, the intercept last; what is not known has its prior."""
-        regression, d = self.known(action), len(self._space.columns)
-        places = np.append(np.intp(d), np.arange(regression.mean.size - 1))
-        mean, covariance = np.zeros(d + 1), np.eye(d + 1)
-        mean[places] = regression.mean
-        covariance[np.ix_(places, places)] = regression.covariance
-        return mean, covariance
 
 
 @kernel

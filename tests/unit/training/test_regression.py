@@ -20,11 +20,11 @@ def test_the_compiled_step_is_rivers() -> None:
         row = rng.normal(size=1 + len(space.columns))
         named = dict(zip(["1", *space.columns], row.tolist(), strict=True))
         spread, target = np.empty_like(row), float(rng.normal())
-        expected, variance = expect(row, ours.covariance, ours.mean, spread)
+        expected, variance = expect(row, ours.arrays[1], ours.arrays[3], spread)
         theirs = rivers.predict_one(named, with_dist=True)  # type: ignore[no-untyped-call]  # untyped in River
         assert np.allclose((expected, variance), (theirs.mu, theirs.sigma**2 - 1.0 / beta), rtol=0.0, atol=1e-9)
         assert np.allclose((ours.mean_of(row), ours.variance_of(row)), (expected, variance), rtol=0.0, atol=1e-9)
-        absorb(row, spread, variance, beta, target, ours.precision, ours.covariance, ours.natural, ours.mean)
+        absorb(row, spread, variance, beta, target, *ours.arrays)
         rivers.learn_one(named, target)  # type: ignore[no-untyped-call]  # untyped in River
 
 
@@ -35,11 +35,8 @@ def test_precision_and_covariance_stay_each_others_inverse() -> None:
     for step in range(5_000):
         row = rng.normal(size=11)
         spread = np.empty_like(row)
-        _, variance = expect(row, regression.covariance, regression.mean, spread)
-        absorb(
-            row, spread, variance, 0.2, 1.0,
-            regression.precision, regression.covariance, regression.natural, regression.mean,
-        )  # fmt: skip
+        _, variance = expect(row, regression.arrays[1], regression.arrays[3], spread)
+        absorb(row, spread, variance, 0.2, 1.0, *regression.arrays)
         if step % 1_000 == 999:
             regression.renew_prior(0.5)
-    np.testing.assert_allclose(regression.precision @ regression.covariance, np.eye(11), atol=1e-9)
+    np.testing.assert_allclose(regression.arrays[0] @ regression.arrays[1], np.eye(11), atol=1e-9)
