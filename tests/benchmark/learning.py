@@ -4,7 +4,8 @@ Handed a folder of public classification sets, it plays each as a bandit (``lear
 10,000 rows of a shuffle, one decision a row. The way is that of production, in one process: the core decides under a
 compiled catalog, lessons teach the fleet, its arrays are exported, checked, serialised, and aligned with the catalog
 again. Arrays are renewed every 10 rows; the peer, Vowpal Wabbit, learns after every row. Loss is progressive: 1 less
-the reward, of what was decided before anything was learned from it. Prints a table and writes build/learning.json.
+the reward, of what was decided before anything was learned from it. Prints a table, writes build/learning.json and,
+when all sets were played whole, the table in the README.
 
 One configuration serves all sets, ours and the peer's, and numbers come as they are: no center, no spread, nothing
 computed from a set in advance. The base rate is a uniform policy's.
@@ -12,7 +13,7 @@ computed from a set in advance. The base rate is a uniform policy's.
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,7 +28,8 @@ from server.decisioning.decide import EXPLORE, Questions, Scratch, decide
 from server.decisioning.models import align, no_champion
 from tests.benchmark import vowpal
 from tests.benchmark.learning_sets import BanditSet, SetError, fact_rows, known_sets, make_catalog, order
-from tests.benchmark.report import merge_json
+from tests.benchmark.learning_speed import N_ACTIONS, N_FEATURES, outcomes_per_s
+from tests.benchmark.report import merge_json, write_between
 from training.export import Exporter
 from training.fleet import Fleet
 from training.rewards import Lesson
@@ -39,6 +41,7 @@ EXPLORATION: Final[dict[str, Any]] = {"squareCb": {"gamma": 1000}}
 ROWS_MAX: Final = 10_000
 RENEWAL_ROWS: Final = 10  # between two renewals of the arrays; 100 ms of 100 decisions a second
 WORSE_THAN_EPSILON_MAX: Final = 0.05  # on any one set
+BEGIN, END = "<!-- learning:begin -->", "<!-- learning:end -->"  # of the table in the README
 NAMES: Final = ("tsugi", *vowpal.VARIANTS)
 
 
@@ -74,24 +77,15 @@ def play(data: BanditSet, rows: Sequence[int], seed: int, exploration: Mapping[s
         some = slice(first, first + RENEWAL_ROWS)
         decisions = decide(_questions(facts[some], seeds[some], catalog), catalog, models, scratch)
         chosen = decisions.slot_codes[:, 2].tolist()
-        priors = decisions.slot_numbers[:, 3].tolist()
+        chances, priors = decisions.slot_numbers[:, 0].tolist(), decisions.slot_numbers[:, 3].tolist()
         for i, row in enumerate(rows[some]):
             reward = float(chosen[i] == data.classes[row])
             learned = decisions.learned[i].tobytes()
-            lesson = Lesson(goal, names[chosen[i]], catalog.learned.names, learned, priors[i], reward)
+            lesson = Lesson(goal, names[chosen[i]], catalog.learned.names, learned, priors[i], reward, chances[i])
             fleet.learn(lesson)
-            losses.append(1.0 - reward)
             lessons.append(lesson)
+            losses.append(1.0 - reward)
     return Played(float(np.mean(losses)), losses, lessons)
-
-
-def learning_s(lessons: Sequence[Lesson]) -> float:
-    """Return how long a new fleet takes over these lessons, nothing else."""
-    fleet = Fleet()
-    started_s = time.perf_counter()
-    for lesson in lessons:
-        fleet.learn(lesson)
-    return time.perf_counter() - started_s
 
 
 def _questions(facts: np.ndarray[Any, np.dtype[np.float64]], seeds: Any, catalog: Catalog) -> Questions:
@@ -113,16 +107,11 @@ def measure(
 ) -> dict[str, Any]:
     """Return all figures, as build/learning.json has them."""
     by_set: dict[str, dict[str, float]] = {}
-    n_learned, spent_s = 0, 0.0
     for data in sets:
         losses: dict[str, list[float]] = {name: [] for name in NAMES}
         for seed in range(n_seeds):
             rows = order(data, seed, n_rows_max)
-            played = play(data, rows, seed)
-            losses["tsugi"].append(played.loss)
-            if seed == 0:
-                n_learned += len(rows)
-                spent_s += learning_s(played.lessons)
+            losses["tsugi"].append(play(data, rows, seed).loss)
             for name, settings in vowpal.VARIANTS.items():
                 losses[name].append(vowpal.play(data, rows, seed, settings))
         by_set[data.name] = {name: float(np.mean(each)) for name, each in losses.items()}
@@ -135,7 +124,6 @@ def measure(
         "exploration": EXPLORATION,
         "sets": by_set,
         "mean": means,
-        "outcomes_per_s": n_learned / spent_s,
         "goals": verdicts(by_set, means),
     }
 
@@ -158,6 +146,19 @@ def table(figures: Mapping[str, Any]) -> Table:
     return shown
 
 
+def markdown(figures: Mapping[str, Any]) -> str:
+    """Return the losses, the pace and the lag as the README has them."""
+    rows = [*figures["sets"].items(), ("mean", figures["mean"])]
+    lines = ["| progressive loss | Tsugi | VW epsilon 0.05 | VW squarecb |", "|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(f'{one[each]:.3f}' for each in NAMES)} |" for name, one in rows]
+    told = f"Mean of {figures['seeds']} seeds, at most {figures['rows_max']:,} rows each. "
+    told += f"Learned from: {figures['outcomes_per_s']:,.0f} outcomes/s ({N_FEATURES} features, {N_ACTIONS} actions)."
+    if "learning_lag_p99_ms" in figures:
+        told += f" Learning lag p99 under load: {figures['learning_lag_p99_ms']:,.0f} ms"
+        told += " (void: others used the machine)." if figures.get("learning_lag_void") else "."
+    return "\n".join([*lines, "", told])
+
+
 @click.command()
 @click.option("--data", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
               envvar="TSUGI_DATASETS_DIR", help="Folder of the public sets; else TSUGI_DATASETS_DIR.")  # fmt: skip
@@ -176,7 +177,10 @@ def main(folder: Path | None, names: Sequence[str], n_seeds: int, n_rows_max: in
     except SetError as error:
         raise click.UsageError(str(error)) from error
     figures = measure(sets, n_seeds, n_rows_max, lambda text: click.echo(text, err=True))
-    merge_json(RESULT, figures)
+    merge_json(RESULT, figures | {"outcomes_per_s": outcomes_per_s()})
+    figures = json.loads(RESULT.read_text(encoding="utf-8"))
+    if not names and n_rows_max == ROWS_MAX:
+        write_between(ROOT / "README.md", BEGIN, END, lambda: markdown(figures))
     console = Console(width=100)  # files and pipes have no width of their own
     console.print(table(figures))
     for goal, is_met in figures["goals"].items():

@@ -5,9 +5,10 @@ One list names every figure; a key that is not in it cannot be reported. The REA
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -209,12 +210,20 @@ def write_readme(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a marker is missing.
     """
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} … {END}")
-    path.write_text(f"{before}{BEGIN}\n{table(document)}\n{END}{after}", encoding="utf-8")
+    write_between(path, BEGIN, END, functools.partial(table, document))
+
+
+def write_between(path: Path, begin: str, end: str, make: Callable[[], str]) -> None:
+    """Replace what stands between two markers of a file by what is made then.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"{path} has no {begin} … {end}")
+    path.write_text(f"{before}{begin}\n{make()}\n{end}{after}", encoding="utf-8")
 
 
 def _verdict(value: float, goal: str) -> str:

@@ -23,6 +23,7 @@ from tests.benchmark.learning_sets import (
     order,
     read_set,
 )
+from tests.benchmark.learning_speed import outcomes_per_s
 
 TEXT = "4.5, red:ish, no\n-1, blue, yes\n\n2e3, red:ish, no\n"
 UNIFORM = {"epsilonGreedy": {"epsilon": 1.0}}
@@ -141,8 +142,15 @@ def test_figures_are_means_over_seeds_and_sets() -> None:
     assert figures["sets"]["made"]["tsugi"] == pytest.approx(np.mean(losses))
     assert set(figures["sets"]["made"]) == set(figures["mean"]) == {"tsugi", "vw_epsilon", "vw_squarecb"}
     assert figures["mean"] == pytest.approx(figures["sets"]["again"])
-    assert math.isfinite(figures["outcomes_per_s"])
-    assert figures["outcomes_per_s"] > 0
+    pace = {"outcomes_per_s": 12_345.6, "learning_lag_p99_ms": 250.0}
+    lines = learning.markdown(figures | pace).splitlines()
+    assert lines[-1].endswith("12,346 outcomes/s (40 features, 100 actions). Learning lag p99 under load: 250 ms.")
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| made", "| again", "| mean"]
+
+
+def test_the_pace_is_that_of_outcomes_learned_from() -> None:
+    assert math.isfinite(pace := outcomes_per_s(n_outcomes=200, n_passes=1))
+    assert pace > 0
 
 
 def test_goals_are_judged_by_the_mean_and_by_the_worst_set() -> None:
