@@ -91,7 +91,8 @@ class Fleet:
             goal = self.goals[lesson.goal.name]
         if lesson.names is not self._names:
             self._admit(lesson.names)
-        x = self.scaling.take(np.frombuffer(lesson.features, "<f4"), self._reading)
+        recorded = np.frombuffer(lesson.features, "<f4")
+        x = self.scaling.take(recorded, self._reading, is_new=lesson.taught is None)
         prior = lesson.prior_log_odds
         if not -PRIOR_LOG_ODDS_MAX <= prior <= PRIOR_LOG_ODDS_MAX:
             prior = _clipped(prior, PRIOR_LOG_ODDS_MAX)

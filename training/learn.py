@@ -41,6 +41,7 @@ from server.storage.log import Log
 from server.storage.record import CHAIN_START, CorruptRecordError, Record
 from training.export import Exporter, UnsafeArraysError
 from training.fleet import ARITHMETIC, Fleet
+from training.meanings import Meanings
 from training.ownership import EpochFencedError, FolderOwnedError, Ownership
 from training.rewards import Counts, Rewards, Terms, terms_of
 from training.snapshots import FORMAT_VERSION, AtStep, Snapshots
@@ -95,18 +96,20 @@ class _Pace:
 
 
 class _Course:
-    """What was learned from the beginning of a log up to some record, and nothing else.
+    """What was learned from the beginning of a log up to some record, as goals were defined, and nothing else.
 
     Args:
         log: read only.
         find_terms: see Rewards.
         erased_lsn: the newest LogErased record in the log; what it made tombstones is not met on this course.
+        meanings: what goals mean, as of the last change that altered one; it may stand ahead of what is learned.
     """
 
-    def __init__(self, log: Log, find_terms: Callable[[bytes], Terms], erased_lsn: int) -> None:
+    def __init__(self, log: Log, find_terms: Callable[[bytes], Terms], erased_lsn: int, meanings: Meanings) -> None:
         self.fleet = Fleet()
-        self.rewards = Rewards(log, find_terms, self.fleet.learn)
         self.erased_lsn = erased_lsn
+        self.terms_lsn, self.terms, self._goals = meanings.lsn, meanings.messages, meanings.goals
+        self.rewards = Rewards(log, find_terms, self.fleet.learn, goals=self._goals)
         self.learned_lsn, self.learned_time_us, self.learned_chain = 0, 0, CHAIN_START
         # What the arrays published so far include, and LSN and log time of the oldest outcome after it: for workers to
         # tell the learning lag by, never learned from.
@@ -121,7 +124,11 @@ class _Course:
         self.learned_chain = snapshot.learned_chain
         self.erased_lsn = snapshot.erased_lsn
         self.fleet.load(snapshot)
-        self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.learned_time_us)
+        self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.flows)
+
+    def is_of(self, erased_lsn: int, terms_lsn: int) -> bool:
+        """Say whether it left out who was erased, and learned as goals are defined."""
+        return self.erased_lsn == erased_lsn and self.terms_lsn == terms_lsn
 
     def step(self) -> int:
         """Learn from the next records, at most BATCH_RECORDS_MAX, and return how many there were."""
@@ -136,7 +143,8 @@ class _Course:
         if record.kind == _CATALOG_CHANGE and not record.is_tombstone:
             # Met before the first row is learned, so that workers know at once how wide the prior of a goal is.
             terms = self._find_terms(CatalogChange.FromString(record.payload).catalog_sha256)
-            self.fleet.meet(terms.goals.values(), terms.names, terms.actions)
+            goals = (self._goals.get(name, goal) for name, goal in terms.goals.items())
+            self.fleet.meet(goals, terms.names, terms.actions)
         elif record.kind == _OUTCOME and not self.new_outcome[0] and record.lsn > self.told_lsn:
             self.new_outcome = (record.lsn, record.time_us)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
@@ -146,13 +154,15 @@ class Learner:
     """The one consumer of a log that learns.
 
     When people were erased from the log, it learns everything anew beside what it serves, without them, and puts the
-    new in the place of the old when it has caught up: what is published never stands still meanwhile.
+    new in the place of the old when it has caught up: what is published never stands still meanwhile. So it does when a
+    catalog alters what a goal means: every decision ever made for it then counts as the goal says now.
 
     Args:
         log: read only.
         folder: where snapshots, epoch and arrays lie; made when absent, owned until close().
         load_catalog: gives the compiled catalog of a sha256.
         clock: monotonic seconds, for pacing only.
+        load_message: gives the same catalog as a message, cheaper; absent: what it was compiled from.
         publish_interval_s: at most this often are arrays published.
         snapshot_interval_s: at most this often is the state made durable.
         at_step: see write_durably.
@@ -177,6 +187,7 @@ class Learner:
         load_catalog: Callable[[bytes], Catalog],
         clock: Callable[[], float],
         *,
+        load_message: Callable[[bytes], catalog_pb2.Catalog] | None = None,
         publish_interval_s: float = 0.1,
         snapshot_interval_s: float = 2.0,
         at_step: AtStep = lambda _step: None,
@@ -186,7 +197,7 @@ class Learner:
         self._find_terms: Callable[[bytes], Terms] = functools.lru_cache(_CATALOGS_KEPT)(
             lambda sha256: terms_of(load_catalog(sha256))
         )
-        self._course = self._begin()
+        self._meanings = Meanings(log, load_message or (lambda sha256: load_catalog(sha256).message))
         self._anew: _Course | None = None  # the course that will take its place
         self._rid_lsn = 0  # the last LogErased record that no file here was learned before
         self.published_lsn, self.n_faults = -1, 0
@@ -195,7 +206,7 @@ class Learner:
         self._ownership = Ownership(folder)
         try:
             self._snapshots = Snapshots(folder, log, ARITHMETIC, at_step)
-            snapshot_epoch = self._load_newest()
+            self._course, snapshot_epoch = self._load_newest()
             self._course.told_lsn = self._learned_before()
             self._ownership.begin_epoch(above=snapshot_epoch)
         except BaseException:
@@ -246,8 +257,9 @@ class Learner:
         """
         n_records = self._course.step()
         erased_lsn = self._log.head(ERASED_HEAD)
-        if erased_lsn > self._course.erased_lsn:
-            if self._anew is None or self._anew.erased_lsn < erased_lsn:
+        self._meanings.renew()
+        if not self._course.is_of(erased_lsn, self._meanings.lsn):
+            if self._anew is None or not self._anew.is_of(erased_lsn, self._meanings.lsn):
                 self._anew = self._begin()
             n_records += self._learn_anew(self._anew)
         return n_records
@@ -290,7 +302,7 @@ class Learner:
     def state(self) -> LearnerSnapshot:
         """Return the whole state. Cost: 10 µs an action and 0.3 µs an open decision."""
         course = self._course
-        open_rewards, parked_lsns, counts = course.rewards.save()
+        open_rewards, parked_lsns, counts, flows = course.rewards.save()
         snapshot = LearnerSnapshot(
             format_version=FORMAT_VERSION,
             epoch=self.epoch,
@@ -303,15 +315,18 @@ class Learner:
             parked_lsns=parked_lsns,
             counts=counts,
             erased_lsn=course.erased_lsn,
+            terms_lsn=course.terms_lsn,
+            terms=[course.terms[name] for name in sorted(course.terms)],
+            flows=flows,
         )
         course.fleet.save(snapshot)
         return snapshot
 
     def _begin(self) -> _Course:
-        return _Course(self._log, self._find_terms, self._log.head(ERASED_HEAD))
+        return _Course(self._log, self._find_terms, self._log.head(ERASED_HEAD), self._meanings)
 
     def _learn_anew(self, anew: _Course) -> int:
-        """Go on with the course that leaves out who was erased; once it has caught up it is the one."""
+        """Go on with the course that is as it ought to be; once it has caught up it is the one."""
         n_records = anew.step()
         if anew.learned_lsn < self._course.learned_lsn:
             return n_records
@@ -322,14 +337,17 @@ class Learner:
         self._guarded("snapshot", self._save, self._saving)
         return n_records
 
-    def _load_newest(self) -> int:
-        """Go on from the newest snapshot, if there is one, and return its epoch."""
+    def _load_newest(self) -> tuple[_Course, int]:
+        """Return the course that goes on from the newest snapshot and its epoch, or a new one and 0."""
         snapshot = self._snapshots.newest()
         if snapshot is None:
-            return 0
-        self._course.take(snapshot)
+            self._meanings.renew()
+            return self._begin(), 0
+        self._meanings.begin(snapshot.terms_lsn, snapshot.terms)
+        course = self._begin()
+        course.take(snapshot)
         self._rid_lsn = snapshot.erased_lsn
-        return snapshot.epoch
+        return course, snapshot.epoch
 
     def _learned_before(self) -> int:
         """Return what the arrays of an earlier process include, which may be more than its snapshot does."""
@@ -433,6 +451,15 @@ def load_catalog(blobs: Blobs, sha256: bytes) -> Catalog:
     return compile_catalog(catalog_pb2.Catalog.FromString(data), data)
 
 
+def load_message(blobs: Blobs, sha256: bytes) -> catalog_pb2.Catalog:
+    """Load one stored catalog revision.
+
+    Raises:
+        BlobError: absent or altered.
+    """
+    return catalog_pb2.Catalog.FromString(blobs.get(sha256))
+
+
 def stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM and SIGINT set; to be called from the main thread before others start."""
     stop = threading.Event()
@@ -471,6 +498,7 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: 
             files.learner,
             functools.partial(load_catalog, Blobs(files.registry)),
             time.monotonic,
+            load_message=functools.partial(load_message, Blobs(files.registry)),
             publish_interval_s=publish_ms / 1000,
             snapshot_interval_s=snapshot_ms / 1000,
         )

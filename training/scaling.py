@@ -57,12 +57,13 @@ class Scaling:
         self._counts = np.append(self._counts, np.zeros(n_new))
         self._squares = np.append(self._squares, np.zeros(n_new))
 
-    def take(self, recorded: Floats, reading: Reading) -> Doubles:
+    def take(self, recorded: Floats, reading: Reading, *, is_new: bool = True) -> Doubles:
         """Take note of one row's values, and return it as learners read it, in the units that are then in force.
 
         Args:
             recorded: float32[names], whatever came; what is no number counts as 0.
             reading: of its names.
+            is_new: false: it was taken note of before, and is only returned.
 
         Returns:
             float64[columns + 1]: 1 for the intercept, then the columns, within ±FEATURE_MAX; 0 where it has no value.
@@ -70,7 +71,7 @@ class Scaling:
         Cost: some 3 µs.
         """
         x = np.zeros(1 + self.centers.size)
-        _take(recorded, *reading, self._counts, self.centers, self._squares, self.spreads, x)
+        _take(recorded, *reading, is_new, self._counts, self.centers, self._squares, self.spreads, x)
         return x
 
     def save(self) -> FeatureScales:
@@ -109,6 +110,7 @@ def _take(
     places: NDArray[np.intp],
     columns: NDArray[np.intp],
     scaled: NDArray[np.bool_],
+    is_new: bool,
     counts: Doubles,
     centers: Doubles,
     squares: Doubles,
@@ -124,15 +126,16 @@ def _take(
         value = min(max(value, -VALUE_MAX), VALUE_MAX)
         column = columns[i]
         if scaled[i]:
-            distance = value - centers[column]
-            if counts[column] >= SETTLED_ROWS and squares[column] > 0.0:
-                reach = FEATURE_MAX * spreads[column]
-                distance = min(max(distance, -reach), reach)
-            counts[column] += 1.0
-            step = distance / counts[column]
-            centers[column] += step
-            squares[column] += distance * (distance - step)
-            spread = math.sqrt(squares[column] / counts[column])
-            spreads[column] = spread if spread > 0.0 else 1.0
+            if is_new:
+                distance = value - centers[column]
+                if counts[column] >= SETTLED_ROWS and squares[column] > 0.0:
+                    reach = FEATURE_MAX * spreads[column]
+                    distance = min(max(distance, -reach), reach)
+                counts[column] += 1.0
+                step = distance / counts[column]
+                centers[column] += step
+                squares[column] += distance * (distance - step)
+                spread = math.sqrt(squares[column] / counts[column])
+                spreads[column] = spread if spread > 0.0 else 1.0
             value = (value - centers[column]) / spreads[column]
         x[1 + column] = min(max(value, -FEATURE_MAX), FEATURE_MAX)

@@ -316,14 +316,20 @@ class Client:
         decision_id: str,
         action: str,
         outcome_id: str,
-        type: str,  # noqa: A002  # the field's name in the API
+        type: str = "",  # noqa: A002  # the field's name in the API
         *,
         value: float = 0.0,
         occurrence_time: datetime | None = None,
+        revokes: str = "",
         timeout_s: float | None = None,
     ) -> outcome_service_pb2.ReportOutcomeResponse:
-        """Report one outcome; it is on disk when this returns. Safe to repeat with the same outcome_id."""
-        request = outcome(decision_id, action, outcome_id, type, value=value, occurrence_time=occurrence_time)
+        """Report one outcome; it is on disk when this returns. Safe to repeat with the same outcome_id.
+
+        With revokes it takes back the outcome reported under that outcome_id, and needs no type.
+        """
+        request = outcome(
+            decision_id, action, outcome_id, type, value=value, occurrence_time=occurrence_time, revokes=revokes
+        )
         return self._call(self._stubs().outcomes.ReportOutcome, request, timeout_s)
 
     def batch_report_outcomes(

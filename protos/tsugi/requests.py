@@ -143,12 +143,13 @@ def outcome(
     decision_id: str,
     action: str,
     outcome_id: str,
-    type: str,  # noqa: A002  # the field's name in the API
+    type: str = "",  # noqa: A002  # the field's name in the API
     *,
     value: float = 0.0,
     occurrence_time: datetime | None = None,
+    revokes: str = "",
 ) -> outcome_service_pb2.ReportOutcomeRequest:
-    """Build the report of one outcome."""
+    """Build the report of one outcome; with revokes, of one that takes back the outcome of that outcome_id."""
     return outcome_service_pb2.ReportOutcomeRequest(
         decision_id=decision_id,
         action=action,
@@ -156,6 +157,7 @@ def outcome(
         type=type,
         value=value,
         occurrence_time=None if occurrence_time is None else _timestamp(occurrence_time),
+        revokes=revokes,
     )
 
 

@@ -304,6 +304,8 @@ class Goal:
     window_us: int
     default_reward: float
     base_log_odds: float
+    settling: catalog_pb2.Settling = catalog_pb2.SETTLING_FIRST  # never unspecified
+    late_limit_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +319,8 @@ class Placement:
     on_impression: bool
     slot_bytes: tuple[bytes, ...]  # [count_max]: placement and position of a Slot, serialised
     record_bytes: bytes  # goal and on_impression of a SlotRecord, serialised
+    other_goals: tuple[tuple[int, bytes], ...]  # after the first: row, other_goals of a SlotRecord at its base rate
+    window_us: int  # the longest of its goals
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from server.catalog.profile_terms import ProfileTerms
 from server.catalog.validation import LEARNED_COLUMNS_FEW_MAX, LEARNED_COLUMNS_MAX, LEARNED_NUMBERS_MAX
 from server.catalog.value_expressions import NO_VALUE, Lowered, ValueCompiler
 from server.errors import TsugiError, Violation
-from tsugi.log.v1.record_pb2 import SlotRecord
+from tsugi.log.v1.record_pb2 import GoalPrior, SlotRecord
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_pb2 import Slot
 from tsugi.v1.error_reason_pb2 import ErrorReason
@@ -123,8 +123,8 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         raise _invalid(violations)
 
     goal_rows = {goal.name: row for row, goal in enumerate(message.goals)}
-    placements = tuple(_placement(placement, channel_rows, goal_rows) for placement in message.placements)
-    goals = tuple(_goal(goal) for goal in message.goals)
+    goals = tuple(compile_goal(goal) for goal in message.goals)
+    placements = tuple(_placement(placement, channel_rows, goal_rows, goals) for placement in message.placements)
     action_columns = _action_columns(
         [action for _, action in actions], channel_rows, rule_rows, values, len(action_facts), lowered
     )
@@ -327,18 +327,24 @@ def _action_columns(
     )
 
 
-def _goal(goal: catalog_pb2.Goal) -> Goal:
+def compile_goal(goal: catalog_pb2.Goal) -> Goal:
+    """Make one valid goal ready to use."""
     return Goal(
         name=goal.name,
         rewards={outcome.type: outcome.reward for outcome in goal.outcomes},
         window_us=duration_us(goal.attribution_window),
         default_reward=goal.default_reward,
         base_log_odds=math.log(goal.base_rate / (1.0 - goal.base_rate)),
+        settling=goal.settling or catalog_pb2.SETTLING_FIRST,
+        late_limit_us=duration_us(goal.late_limit),
     )
 
 
-def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], goal_rows: dict[str, int]) -> Placement:
+def _placement(
+    placement: catalog_pb2.Placement, channel_rows: dict[str, int], goal_rows: dict[str, int], goals: Sequence[Goal]
+) -> Placement:
     count_max = placement.count_max or 1
+    others = sorted(goal_rows[each.goal] for each in placement.goals[1:])
     goal = first_goal(placement)
     on_impression = placement.activation == catalog_pb2.ACTIVATION_ON_IMPRESSION
     return Placement(
@@ -351,7 +357,15 @@ def _placement(placement: catalog_pb2.Placement, channel_rows: dict[str, int], g
             Slot(placement=placement.name, position=position).SerializeToString() for position in range(count_max)
         ),
         record_bytes=SlotRecord(goal=goal, on_impression=on_impression).SerializeToString(),
+        other_goals=tuple((row, other_goal_bytes(goals[row], goals[row].base_log_odds)) for row in others),
+        window_us=max(goals[row].window_us for row in (goal_rows[goal], *others)),
     )
+
+
+def other_goal_bytes(goal: Goal, prior_log_odds: float) -> bytes:
+    """Return what a SlotRecord says about one of the goals after the first, serialised."""
+    prior = GoalPrior(goal=goal.name, prior_log_odds=prior_log_odds)
+    return SlotRecord(other_goals=[prior]).SerializeToString()
 
 
 def _placement_columns(

@@ -122,6 +122,8 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
         faults.share(f"{path}.default_reward", goal.default_reward)
         if not 0.0 < goal.base_rate < 1.0:
             faults.add(f"{path}.base_rate", f"above 0 and below 1, got {goal.base_rate}")
+        faults.enum(f"{path}.settling", goal.settling, catalog_pb2.Settling)
+        faults.span(f"{path}.late_limit", goal.late_limit, 0, WINDOW_US_MAX)
 
 
 def _placements(catalog: catalog_pb2.Catalog, faults: Faults) -> None:

@@ -71,6 +71,10 @@ class Decisions(NamedTuple):
     # value, and by how much the best open candidate's priority is above its own
     distributions: Doubles  # float64[slots × survivors]
     is_model_unavailable: bool  # the champion failed; base rates stood in
+    champion_log_odds: (
+        Floats  # float32[survivors], the prior of the champion's goal; empty: base rates were every prior
+    )
+    champion_goal: int  # the row of that goal; NO_GOAL: none
 
 
 class Scored(NamedTuple):
@@ -130,10 +134,11 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     gated = _gate_and_encode(*_gates(questions, catalog, champion, inputs))
     reasons, verdicts, is_settled, left, computed, learned, starts, rows = gated
     prior, is_model_unavailable = champion.score(inputs[: rows.size])
+    prior_goal = NO_GOAL if is_model_unavailable else champion.goal_row  # then base rates are the prior of every goal
     chosen = _score_and_fill(
         learned,
         prior,
-        NO_GOAL if is_model_unavailable else champion.goal_row,  # then base rates are the prior of every goal
+        prior_goal,
         catalog.goal_base_log_odds,
         models.correction_weights,
         models.correction_intercepts,
@@ -143,7 +148,7 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         models.posterior_scales,
         *_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows),
     )
-    return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable)
+    return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable, prior, prior_goal)
 
 
 def fill_again(questions: Questions, catalog: Catalog, scored: Scored) -> Decisions:
@@ -171,7 +176,7 @@ def fill_again(questions: Questions, catalog: Catalog, scored: Scored) -> Decisi
     if [column.size for column in scored] != [size, size, other_blocks[-1], n_drawn, n_drawn]:
         raise OtherSurvivorsError(reasons, learned, rows)
     chosen = fill(*(*_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows), *scored))
-    return Decisions(reasons, learned, starts, rows, *(*scored, *chosen), False)
+    return Decisions(reasons, learned, starts, rows, *(*scored, *chosen), False, np.empty(0, np.float32), NO_GOAL)
 
 
 def _gates(questions: Questions, catalog: Catalog, champion: Champion, inputs: Floats) -> tuple[Any, ...]:

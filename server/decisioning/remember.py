@@ -15,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from server.catalog.catalog import THOMPSON, Catalog
+from server.catalog.catalog import THOMPSON, Catalog, Placement
+from server.catalog.compile import other_goal_bytes
 from server.catalog.contact_terms import UNLIMITED
 from server.decisioning import reply
 from server.decisioning.claims import Chosen
@@ -72,7 +73,7 @@ class Views:
         window_us = 0
         for placement_row, count in asked.asks:
             placement = catalog.placements[placement_row]
-            window_us = max(window_us, catalog.goals[placement.goal_row].window_us)
+            window_us = max(window_us, placement.window_us)
             for position in range(count):
                 _, _, row, choice_reason = self._slot_codes[slot]
                 chance, propensity, priority, _, value, _ = self._slot_numbers[slot]
@@ -155,6 +156,8 @@ class Views:
                     )
                     distribution = columns.distribution(q, slot, ask + placement_index, pick)
                     fixed = catalog.actions.record_bytes[row] + placement.record_bytes
+                    if placement.other_goals:
+                        fixed += self._other_goals(placement, int(self._decisions.starts[q]) + pick)
                     if asked.claimed is not None:
                         confirming = SlotRecord(confirming_subjects=asked.claimed.confirming[slot - first_slot])
                         fixed += confirming.SerializeToString()
@@ -162,6 +165,16 @@ class Views:
                     parts += (head(_SLOTS, length), numbers, fixed, distribution)
                 slot += 1
         return b"".join(parts)
+
+    def _other_goals(self, placement: Placement, survivor: int) -> bytes:
+        """Return the goals after the first with the priors that a chosen survivor was scored with, as fields."""
+        champion_goal, goals = self._decisions.champion_goal, self._catalog.goals
+        return b"".join(
+            at_base_rate
+            if goal != champion_goal
+            else other_goal_bytes(goals[goal], float(self._decisions.champion_log_odds[survivor]))
+            for goal, at_base_rate in placement.other_goals
+        )
 
 
 def _held(asked: Asked, catalog: Catalog) -> list[int]:

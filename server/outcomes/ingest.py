@@ -27,8 +27,8 @@ from server.errors import TsugiError, field_invalid, not_found, within
 from server.profiles import golden
 from server.profiles.identity import Named, named_all
 from server.storage.committer import GroupCommitter
-from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, refusal, settled
-from server.storage.record import CorruptRecordError, Draft
+from server.storage.log import Fate, KeyEntry, Log, LogFullError, LogUnavailableError, refusal, settled
+from server.storage.record import CorruptRecordError, Draft, Record
 from server.storage.store import Snapshot, Store, Table
 from server.tokens import TokenKey
 from server.wire import head
@@ -159,20 +159,53 @@ class Ingest:
             type=request.type,
             value=request.value,
             occurrence_time_us=occurrence_time_us,
+            revoked_key=self._outcome_key(token.decision_key, request.revokes) if request.revokes else b"",
         )
         draft = Draft(
             kind=RecordKind.RECORD_KIND_OUTCOME,
             payload=record.SerializeToString(),
-            key=self._token_key.record_key(b"outcome", token.decision_key, request.outcome_id),
+            key=self._outcome_key(token.decision_key, request.outcome_id),
             payload_digest=_digest(request),
         )
         try:
             _check_outcome(request, catalog)
+            if request.revokes:
+                self._check_revoked(record)
             return draft._replace(subjects=self._check_against_decision(request, record, catalog))
         except TsugiError:
             if self._is_recorded(draft):
                 return draft
             raise
+
+    def _outcome_key(self, decision_key: bytes, outcome_id: str) -> bytes:
+        return self._token_key.record_key(b"outcome", decision_key, outcome_id)
+
+    def _check_revoked(self, revocation: OutcomeRecord) -> None:
+        """Refuse what takes back no outcome of its action, where what it names is visible; else the join will check."""
+        entry = self._log.find(revocation.revoked_key)
+        record = self._get(entry, "the outcome's") if entry is not None else None
+        if record is None or record.is_tombstone:
+            return
+        revoked = OutcomeRecord.FromString(record.payload)
+        if revoked.revoked_key:
+            raise field_invalid("revokes", "what takes an outcome back cannot be taken back; report the outcome anew")
+        if revoked.action != revocation.action:
+            raise field_invalid("action", "the outcome that is taken back was reported for another action")
+
+    def _get(self, entry: KeyEntry, whose: str) -> Record | None:
+        """Read a record.
+
+        Raises:
+            TsugiError: RECORD_CHECKSUM: it is damaged.
+        """
+        try:
+            return self._log.get(entry.lsn)
+        except CorruptRecordError as error:
+            raise TsugiError(
+                ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
+                f"{whose} record fails its checksum; tell the operator",
+                lsn=entry.lsn,
+            ) from error
 
     def _is_recorded(self, draft: Draft) -> bool:
         """Say whether this very item was accepted before: a repeat counts, whatever the catalog says by now."""
@@ -187,14 +220,7 @@ class Ingest:
         The report of an impression is about the contacts, too, that the decision reserved.
         """
         entry = self._log.find(outcome.decision_key)
-        try:
-            record = self._log.get(entry.lsn) if entry is not None else None
-        except CorruptRecordError as error:
-            raise TsugiError(
-                ErrorReason.ERROR_REASON_RECORD_CHECKSUM,
-                "the decision's record fails its checksum; tell the operator",
-                lsn=entry.lsn if entry is not None else 0,
-            ) from error
+        record = self._get(entry, "the decision's") if entry is not None else None
         if record is None or record.is_tombstone:
             return ()
         decision = DecisionRecord.FromString(record.payload)
@@ -212,7 +238,8 @@ class Ingest:
                 field="occurrence_time",
             )
         subjects = [subject for subject in record.subjects if subject not in decision.claimed_subjects]
-        if catalog.outcome_types[request.type].kind == catalog_pb2.OUTCOME_KIND_IMPRESSION:
+        kind = catalog.outcome_types[request.type].kind if not request.revokes else catalog_pb2.OUTCOME_KIND_RESPONSE
+        if kind == catalog_pb2.OUTCOME_KIND_IMPRESSION:
             slot = next(slot for slot in decision.slots if slot.action == request.action)
             subjects += slot.confirming_subjects
         return tuple(subjects)
@@ -278,6 +305,8 @@ def _raise_first(results: Sequence[object]) -> None:
 
 
 def _check_outcome(request: ReportOutcomeRequest, catalog: Catalog) -> None:
+    if request.revokes and not request.type:
+        return
     declared = catalog.outcome_types.get(request.type)
     if declared is None:
         raise not_found("outcome type", request.type, "type")

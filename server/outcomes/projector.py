@@ -264,7 +264,7 @@ class Projector:
                     self._quarantine(parked, str(error), txn)
 
     def _apply_outcome(self, record: Record, txn: Transaction, as_of_lsn: int) -> None:
-        """Count the contact that an action's first outcome confirms, once.
+        """Count the contact that an action's first outcome confirms, once; to take one back confirms nothing.
 
         The log read now may hold a decision that stands after as_of_lsn; a rebuild must park where the first run
         parked, so the order of LSNs decides, not what is there by now.
@@ -283,7 +283,7 @@ class Projector:
         if slot is None:
             raise NotApplicableError("the decision did not choose the outcome's action")
         is_contact = False
-        if slot.on_impression:
+        if slot.on_impression and not outcome.revoked_key:
             mark = entry.lsn.to_bytes(8, "big") + outcome.action.encode()
             if txn.get(Table.IMPRESSIONS, mark) is None:
                 txn.put(Table.IMPRESSIONS, mark, b"\0")

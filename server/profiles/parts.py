@@ -221,7 +221,7 @@ def series_of(snapshot: Snapshot, key: bytes, part: StoredPart, terms: ProfileTe
             case "event":
                 event = touchpoint.event.event
                 entries += entries_of(event.type, instant_us, event.properties, terms)
-            case "outcome":
+            case "outcome" if not touchpoint.outcome.revokes:
                 entries += outcome_entries(touchpoint.outcome.type, instant_us, terms)
     return series.insert([entry for entry in entries if entry[0] in lacking], terms.journey)
 

@@ -180,7 +180,8 @@ class ProfileWriter:
             outcome: what happened.
             decision: what it came of.
             decision_lsn: the decision's place.
-            is_contact: true when by this outcome the action counts as put before the person.
+            is_contact: true when by this outcome the action counts as put before the person. Never where it takes
+                another one back: that is noted in the timeline, and leaves contacts and the journey as they are.
         """
         request = DecideRequest.FromString(decision.request)
         node = self._meant(request, decision, None)
@@ -190,14 +191,15 @@ class ProfileWriter:
             slot = next(slot for slot in decision.slots if slot.action == outcome.action)
             placements = dict(enumerate(each.placement for each in request.placements))
             self._count_contact(node, slot, placements, decision_lsn, record.time_us)
-        if self._note_reaction(node, outcome, decision_lsn, record.time_us) or is_contact:
+        revokes = bool(outcome.revoked_key)
+        if not revokes and (self._note_reaction(node, outcome, decision_lsn, record.time_us) or is_contact):
             self._hold(node, record)
         told = OutcomeTouchpoint(
-            type=outcome.type, action=outcome.action, value=outcome.value, decision_lsn=decision_lsn
+            type=outcome.type, action=outcome.action, value=outcome.value, decision_lsn=decision_lsn, revokes=revokes
         )
         instant_us = outcome.occurrence_time_us
         self._add_touchpoint(node, instant_us, "", record.lsn, Touchpoint(outcome=told), RETENTION_US)
-        entries = outcome_entries(outcome.type, instant_us, self._terms)
+        entries = outcome_entries(outcome.type, instant_us, self._terms) if not revokes else []
         if entries:
             self._insert(node, entries, record.time_us)
             self._refold([], [node], record)

@@ -140,8 +140,14 @@ def report_outcome(request: ReportOutcomeRequest, now_us: int, path: str = "") -
     if not request.action:
         raise field_invalid(f"{path}action", "an action is required")
     caller_id(f"{path}outcome_id", request.outcome_id)
-    if not request.type:
-        raise field_invalid(f"{path}type", "an outcome type is required")
+    if request.revokes:
+        caller_id(f"{path}revokes", request.revokes)
+        if request.revokes == request.outcome_id:
+            raise field_invalid(f"{path}revokes", "an outcome cannot take itself back; give the id of another")
+        if not request.type and request.value != 0.0:  # NaN too
+            raise field_invalid(f"{path}value", "a value belongs to a type; leave both out, or give both")
+    elif not request.type:
+        raise field_invalid(f"{path}type", "an outcome type is required, or the outcome it revokes")
     if request.HasField("occurrence_time"):
         not_ahead(f"{path}occurrence_time", request.occurrence_time, now_us)
 

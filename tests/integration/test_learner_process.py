@@ -94,7 +94,7 @@ def test_restart_after_every_record_comes_to_the_state_of_an_uninterrupted_run(
     tmp_path: Path, flushed_every: int
 ) -> None:
     log = PartOf()
-    write_history(log, seed=flushed_every, n_steps=300)
+    write_history(log, seed=30 + flushed_every, n_steps=300)
     uninterrupted = start(log, tmp_path / "uninterrupted")
     n_in_the_middle = 0
     for lsn in range(1, log.tail().lsn + 1):
@@ -112,6 +112,7 @@ def test_restart_after_every_record_comes_to_the_state_of_an_uninterrupted_run(
     counts = uninterrupted.counts
     assert n_in_the_middle > 200
     assert min(counts.learned, counts.silent, counts.late, counts.orphaned, counts.unseen, counts.quarantined) > 0
+    assert min(counts.revoked, counts.corrected, counts.moot) > 0
 
 
 def test_replay_in_batches_of_any_size_comes_to_the_same_state(

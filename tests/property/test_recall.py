@@ -102,6 +102,33 @@ def test_every_decision_is_the_same_to_the_last_bit(catalog_seed: int, models_se
     assert len({slot.choice_reason for slot in filled}) == 3
 
 
+@pytest.mark.parametrize("models_seed", [1, 2])
+def test_goals_after_the_first_are_recorded_with_the_priors_they_were_scored_with(models_seed: int) -> None:
+    here = desk(11, models_seed)
+    champion_goal = ("click", "sale")[models_seed % 2]
+    rng = np.random.default_rng(models_seed)
+    stated = dict(zip(here.catalog.actions.names, rng.uniform(0.01, 0.6, 40).tolist(), strict=True))
+    base = {goal.name: goal.base_log_odds for goal in here.catalog.goals}
+    placements = {placement.name: placement for placement in here.catalog.message.placements}
+    n_stated = n_base = 0
+    for record, _ in recorded(here, models_seed, 60):
+        asked = DecideRequest.FromString(record.request).placements
+        for slot in record.slots:
+            goals = placements[asked[slot.placement_index].placement].goals
+            others = {other.goal: other.prior_log_odds for other in slot.other_goals}
+            assert set(others) == ({each.goal for each in goals[1:]} if slot.action else set())
+            for goal, prior_log_odds in others.items():
+                if goal == champion_goal:
+                    chance = stated[slot.action]
+                    assert prior_log_odds == pytest.approx(np.log(chance / (1 - chance)), abs=1e-5)
+                    n_stated += 1
+                else:
+                    assert prior_log_odds == np.float32(base[goal])
+                    n_base += 1
+    assert n_stated > 0
+    assert n_base > 0 or models_seed == 1
+
+
 def test_another_bit_anywhere_is_noticed() -> None:
     here = desk(11, 1)
     records = [record for record, _ in recorded(here, 5, 40)]

@@ -59,6 +59,8 @@ goals:
   attributionWindow: 3600s
   defaultReward: 0
   baseRate: 0.05
+  settling: SETTLING_LAST
+  lateLimit: 86400s
 channels:
 - name: web
 placements:
@@ -272,7 +274,7 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "profileAttributes[1].type",
             "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 86)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 88)"),
     ]
 
 

@@ -59,6 +59,19 @@ def test_fault_of_several_goals_is_told(placement: dict[str, Any], path: str, de
 
 
 @pytest.mark.parametrize(
+    ("change", "path", "description"),
+    [
+        ({"settling": 5}, "settling", "one of SETTLING_FIRST, SETTLING_LAST, SETTLING_SUM, SETTLING_MAX, got 5"),
+        ({"lateLimit": "7776001s"}, "late_limit", "0s to 7776000s (90 days), got 7776001s"),
+        ({"lateLimit": "-1s"}, "late_limit", "0s to 7776000s (90 days), got -1s"),
+    ],
+)
+def test_fault_of_a_goal_is_told(change: dict[str, Any], path: str, description: str) -> None:
+    goal = {"name": "click", "outcomes": [{"type": "click", "reward": 1}], "attributionWindow": "60s", "baseRate": 0.1}
+    assert faults(goals=[goal | change]) == [(f"goals[0].{path}", description)]
+
+
+@pytest.mark.parametrize(
     ("composition", "path", "description"),
     [
         (COMPOSITION, "", "one of atMost and requires is required"),

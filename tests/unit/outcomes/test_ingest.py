@@ -172,6 +172,39 @@ async def test_same_outcome_id_with_another_payload_is_refused_and_the_first_sta
     assert desk.log.tail().lsn == 3
 
 
+def taking_back(number: int, revoked: int, **more: Any) -> ReportOutcomeRequest:
+    return click(number, type=more.pop("type", ""), revokes=f"o-{revoked}", **more)
+
+
+async def test_revocation_names_the_outcome_by_its_key_alone_and_counts_once(desk: Desk) -> None:
+    desk.decide()
+    assert await desk.report(click(1), taking_back(2, 1), taking_back(2, 1), taking_back(3, 4)) == [
+        Accepted(3, is_duplicate=False), Accepted(4, is_duplicate=False), Accepted(4, is_duplicate=True),
+        Accepted(5, is_duplicate=False),
+    ]  # fmt: skip
+    outcome_record, revocation = desk.log.read(3, 2)
+    stored = OutcomeRecord.FromString(revocation.payload)
+    assert stored.revoked_key == outcome_record.key
+    assert (stored.type, stored.action, revocation.subjects) == ("", "action_1", (PERSON,))
+    assert b"o-1" not in revocation.payload
+    (changed,) = await desk.report(taking_back(2, 4))
+    assert refusal(changed) == ("IDEMPOTENCY_KEY_REUSED", "")
+
+
+async def test_what_cannot_be_taken_back_is_refused_where_that_is_known(desk: Desk) -> None:
+    desk.decide()
+    await desk.report(click(1), taking_back(2, 1))
+    results = await desk.report(
+        taking_back(3, 2), taking_back(4, 1, action="action_2"), taking_back(5, 1, type="purchase"),
+        taking_back(6, 1, type="order", value=1e9), taking_back(7, 1, action="action_3"),
+    )  # fmt: skip
+    assert [refusal(result) for result in results] == [
+        ("FIELD_INVALID", "revokes"), ("FIELD_INVALID", "action"), ("RESOURCE_NOT_FOUND", "type"),
+        ("FIELD_INVALID", "value"), ("FIELD_INVALID", "action"),
+    ]  # fmt: skip
+    assert desk.log.tail().lsn == 4
+
+
 async def test_same_outcome_id_of_another_decision_is_another_outcome(desk: Desk) -> None:
     desk.decide()
     desk.decide(decision_key(2))

@@ -355,14 +355,22 @@ def test_last_amount_and_last_instant_of_all_are_told() -> None:
     assert windows["last_due"].time_value == bought.properties["due"].time_value
 
 
-def decided(people: People, number: int, one: tuple[str, str], actions: list[str], profile_key: bytes = b"") -> int:
+def decided(
+    people: People,
+    number: int,
+    one: tuple[str, str],
+    actions: list[str],
+    profile_key: bytes = b"",
+    *,
+    on_impression: bool = False,
+) -> int:
     request = decide_request([("greedy", len(actions))], identities=[one])
     record = DecisionRecord(
         decision_key=decision_key(number),
         profile_key=profile_key,
         request=request.SerializeToString(),
         now_us=people.history.now_us,
-        slots=[SlotRecord(action=action) for action in actions],
+        slots=[SlotRecord(action=action, on_impression=on_impression) for action in actions],
     )
     subjects = (profile_key,) if profile_key else (identity_key(request.identities[0]),)
     return people.history.record(RecordKind.RECORD_KIND_DECISION, record, decision_key(number), subjects)
@@ -382,6 +390,25 @@ def test_what_a_stranger_was_told_is_known_when_they_say_who_they_are() -> None:
     assert [(each.action, each.count) for each in people.profile(*ANNA).contacts] == [("action_1", 1)]
     kinds = [each.WhichOneof("kind") for each in timeline(people, ANNA)]
     assert kinds == ["outcome", "decision"]
+
+
+def test_outcome_that_is_taken_back_is_noted_and_confirms_nothing() -> None:
+    people = People()
+    people.say(source_record("1", "shop", [ANNA]))
+    people.project()
+    decided(people, 1, ANNA, ["action_1"], on_impression=True)
+    told = OutcomeRecord(decision_key=decision_key(1), action="action_1", occurrence_time_us=people.history.now_us)
+    for outcome_type in ("", "dismiss"):
+        told.type, told.revoked_key = outcome_type, decision_key(9)
+        people.history.record(RecordKind.RECORD_KIND_OUTCOME, told)
+    people.project()
+    assert people.profile(*ANNA).contacts == []
+    touchpoints = [each.outcome for each in timeline(people, ANNA) if each.WhichOneof("kind") == "outcome"]
+    assert sorted((each.type, each.revokes) for each in touchpoints) == [("", True), ("dismiss", True)]
+    told.ClearField("revoked_key")
+    people.history.record(RecordKind.RECORD_KIND_OUTCOME, told)
+    people.project()
+    assert [(each.action, each.count) for each in people.profile(*ANNA).contacts] == [("action_1", 1)]
 
 
 def test_what_was_told_goes_with_the_identity_it_was_told_to_when_a_profile_is_split() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -108,6 +110,29 @@ def test_instant_may_lie_five_minutes_ahead_and_no_longer() -> None:
     validate.report_outcome(request, NOW_US)
     request.occurrence_time.FromMicroseconds(NOW_US + AHEAD_US + 1)
     refused(lambda: validate.report_outcome(request, NOW_US), "occurrence_time", "TIME_OUT_OF_RANGE")
+
+
+@pytest.mark.parametrize("given", [{}, {"type": "return"}, {"type": "return", "value": 3.5}])
+def test_revocation_needs_no_type(given: dict[str, Any]) -> None:
+    validate.report_outcome(ReportOutcomeRequest(action="a", outcome_id="o", revokes="x" * 128, **given), NOW_US)
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"revokes": "x" * 129}, "revokes"),
+        ({"revokes": "a\nb"}, "revokes"),
+        ({"revokes": "o"}, "revokes"),
+        ({"revokes": "x", "value": 1.0}, "value"),
+        ({"revokes": "x", "value": math.nan}, "value"),
+        ({"revokes": "x", "action": ""}, "action"),
+        ({"revokes": "x", "outcome_id": ""}, "outcome_id"),
+        ({}, "type"),
+    ],
+)
+def test_bad_revocation_is_refused_at_its_path(given: dict[str, Any], path: str) -> None:
+    request = ReportOutcomeRequest(**({"action": "a", "outcome_id": "o"} | given))
+    refused(lambda: validate.report_outcome(request, NOW_US), path)
 
 
 def test_observation_and_consents_may_lie_five_minutes_ahead_and_no_longer() -> None:
