@@ -83,6 +83,7 @@ class _Block:
         self._fields: dict[str, Doubles] = {}
         self._message: GoalArrays | None = None
         self._is_new = True
+        self._n_actions = 0  # of the space, when last renewed: what is shared says something about each
 
     def fits(self, goal: GoalFleet) -> bool:
         """Whether it is still of those who serve, and as wide as the space."""
@@ -99,8 +100,10 @@ class _Block:
             UnsafeArraysError: they are not fit to be read.
         """
         stale = self._goal.stale
+        self._is_new |= self._goal.serving.learner.is_shared and self._n_actions != len(self._fleet.space.rows)
         if not stale and not self._is_new:
             return
+        self._n_actions = len(self._fleet.space.rows)
         known = {action for member in self._sources for action in member.learner.seen} if self._is_new else set()
         for member in self._sources:
             is_all_changed = self._is_new or member.learner.is_shared

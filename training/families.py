@@ -8,24 +8,37 @@ from training.learners.base import Learner, Settings
 from training.learners.baseline import Baseline
 from training.learners.bayesian import BayesianRegression
 from training.learners.diagonal import DiagonalRegression
+from training.learners.factorised import FactorisedCorrection
+from training.learners.hashed import HashedCorrection
 from training.learners.logistic import LogisticCorrection
 
 FAMILIES: Final[dict[str, type[Learner]]] = {
-    family.family: family for family in (Baseline, BayesianRegression, DiagonalRegression, LogisticCorrection)
+    family.family: family
+    for family in (
+        Baseline,
+        BayesianRegression,
+        DiagonalRegression,
+        FactorisedCorrection,
+        HashedCorrection,
+        LogisticCorrection,
+    )
 }
 # Who says how much is not yet known, for Thompson sampling: the first that there is room for.
 POSTERIORS: Final = (BayesianRegression.family, DiagonalRegression.family)
 CHALLENGERS_MAX: Final = 3
 
-_LOGISTIC = LogisticCorrection.choices
+_CHALLENGERS: Final[tuple[type[Learner], ...]] = (HashedCorrection, FactorisedCorrection, LogisticCorrection)
 # With whom a goal begins: the first serves at once, since it starts from the prior and leaves it only as rows say so.
 FIRST: Final[tuple[tuple[str, Settings], ...]] = (
-    (LogisticCorrection.family, _LOGISTIC[0]),
-    (LogisticCorrection.family, _LOGISTIC[1]),
-    (LogisticCorrection.family, _LOGISTIC[2]),
-    (LogisticCorrection.family, _LOGISTIC[5]),
+    (LogisticCorrection.family, LogisticCorrection.choices[0]),
+    (HashedCorrection.family, HashedCorrection.choices[1]),
+    (LogisticCorrection.family, LogisticCorrection.choices[2]),
+    (FactorisedCorrection.family, FactorisedCorrection.choices[1]),
 )
-# What may begin later, in turn.
+# What may begin later, in turn: a choice of each family, then the next of each.
 LATER: Final[tuple[tuple[str, Settings], ...]] = tuple(
-    (family.family, settings) for family in (LogisticCorrection,) for settings in family.choices
+    (family.family, family.choices[i])
+    for i in range(max(len(family.choices) for family in _CHALLENGERS))
+    for family in _CHALLENGERS
+    if i < len(family.choices)
 )

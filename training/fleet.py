@@ -30,7 +30,10 @@ ARITHMETIC: Final = "; ".join(
         f"river {metadata.version('river')}",
         f"settled_rows={SETTLED_ROWS}",
         goal_fleet.ARITHMETIC,
-        *(f"{name} {' | '.join(map(settings_text, family.choices))}" for name, family in FAMILIES.items()),
+        *(
+            f"{name} {family.arithmetic} {' | '.join(map(settings_text, family.choices))}"
+            for name, family in FAMILIES.items()
+        ),
     ]
 )
 

@@ -48,6 +48,7 @@ class Learner(Protocol):
     Attributes:
         family: the name of its module.
         choices: the settings it may be had with, the default first.
+        arithmetic: the other numbers that its own depend on, as text; a snapshot made with others is not gone on from.
         is_posterior: whether it says how much is not yet known, for Thompson sampling, instead of the propensity.
         is_shared: whether a row of one action changes what is expected of others.
         settings: its own.
@@ -58,6 +59,7 @@ class Learner(Protocol):
 
     family: ClassVar[str]
     choices: ClassVar[tuple[Settings, ...]]
+    arithmetic: ClassVar[str]
     is_posterior: ClassVar[bool]
     is_shared: ClassVar[bool]
     settings: Settings

@@ -20,6 +20,7 @@ class Baseline:
 
     family: ClassVar[str] = "baseline"
     choices: ClassVar[tuple[Settings, ...]] = ({},)
+    arithmetic: ClassVar[str] = ""
     is_posterior: ClassVar[bool] = False
     is_shared: ClassVar[bool] = False
 

@@ -45,6 +45,7 @@ class BayesianRegression:
 
     family: ClassVar[str] = "bayesian"
     choices: ClassVar[tuple[Settings, ...]] = ({"width": WIDTH},)
+    arithmetic: ClassVar[str] = f"base_rate_min={BASE_RATE_MIN}"
     is_posterior: ClassVar[bool] = True
     is_shared: ClassVar[bool] = False
 

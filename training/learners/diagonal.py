@@ -32,6 +32,7 @@ class DiagonalRegression:
 
     family: ClassVar[str] = "diagonal"
     choices: ClassVar[tuple[Settings, ...]] = ({"width": WIDTH},)
+    arithmetic: ClassVar[str] = ""
     is_posterior: ClassVar[bool] = True
     is_shared: ClassVar[bool] = False
 

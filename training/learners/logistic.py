@@ -37,14 +37,11 @@ import numpy as np
 
 from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
-from training.learners.regression import Regressions, absorb, expect
+from training.learners.regression import Regressions, absorb, chance_of, expect, surprise
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
 
 CURVATURE_MIN: Final = 1e-6  # of a row that is certain; the working log-odds divide by it
-
-_TURNS_MAX: Final = 40
-_GAP: Final = 1e-10
 
 
 class LogisticCorrection:
@@ -65,6 +62,7 @@ class LogisticCorrection:
         {"precision": 10.0, "memory_rows": 100_000},
         {"precision": 1_000.0, "memory_rows": 100_000},
     )
+    arithmetic: ClassVar[str] = f"curvature_min={CURVATURE_MIN}"
     is_posterior: ClassVar[bool] = False
     is_shared: ClassVar[bool] = False
 
@@ -163,42 +161,9 @@ def _learn(
     spread = np.empty_like(row)
     expected, variance = expect(row, covariance, mean, spread)
     before = prior_log_odds + expected
-    step = _surprise(before, variance, reward)
+    step = surprise(before, variance, reward - chance_of(before))
     correction = expected + variance * step  # of this row's log-odds, once it is known
-    chance = _sigmoid(prior_log_odds + correction)
+    chance = chance_of(prior_log_odds + correction)
     curvature = max(chance * (1.0 - chance), CURVATURE_MIN)
     absorb(row, spread, variance, curvature, correction + step / curvature, precision, covariance, natural, mean)
-    return _sigmoid(before)
-
-
-@kernel
-def _surprise(log_odds: float, variance: float, reward: float) -> float:
-    """Return the step s that is reward - sigmoid(log_odds + variance · s): what is left of the surprise once learned.
-
-    It lies between 0 and the surprise before, and nowhere else: Newton's steps, and the middle where one leaves that
-    span. Cost: mostly 4 turns.
-    """
-    before = reward - _sigmoid(log_odds)
-    low, high = min(before, 0.0), max(before, 0.0)
-    step = before / (1.0 + 0.25 * variance)
-    for _ in range(_TURNS_MAX):
-        chance = _sigmoid(log_odds + variance * step)
-        gap = reward - chance - step
-        if abs(gap) < _GAP:
-            break
-        if gap > 0.0:
-            low = step
-        else:
-            high = step
-        step += gap / (1.0 + variance * chance * (1.0 - chance))
-        if not low < step < high:
-            step = 0.5 * (low + high)
-    return step
-
-
-@kernel
-def _sigmoid(log_odds: float) -> float:
-    if log_odds >= 0.0:
-        return 1.0 / (1.0 + math.exp(-log_odds))
-    odds = math.exp(log_odds)
-    return odds / (1.0 + odds)
+    return chance_of(before)
