@@ -36,6 +36,15 @@ class Counted(NamedTuple):
     reward: float
 
 
+NO_HISTORY: Final = (0.0, 0.0, 0.0, 0.0)
+
+
+def history_of(slot: SlotRecord) -> tuple[float, float, float, float]:
+    """Return what a slot's record says of the person's own history, see Lesson."""
+    said = slot.history
+    return said.expected, said.observed, said.group_expected, said.group_observed
+
+
 class Earning:
     """What one slot earns for one goal.
 
@@ -44,19 +53,27 @@ class Earning:
         goal: as now defined.
         prior_log_odds: of the action for that goal.
         selection_probability: of the action.
+        general_propensity: see Lesson; of the slot's first goal alone, as is the next.
+        history: see Lesson.
         phase: UNSEEN, OPEN, CLOSED or OVER.
         until_us: log time at which the phase ends, or ended when OVER.
         taught: the reward that was taught last; None: none yet.
         counted: outcomes that count, by LSN ascending, at most OUTCOMES_MAX.
     """
 
-    __slots__ = ("action", "counted", "goal", "phase", "prior_log_odds", "selection_probability", "taught", "until_us")
+    __slots__ = (
+        "action", "counted", "general_propensity", "goal", "history", "phase", "prior_log_odds",
+        "selection_probability", "taught", "until_us",
+    )  # fmt: skip
 
     def __init__(self, slot: SlotRecord, goal: Goal, prior_log_odds: float) -> None:
         self.action = slot.action
         self.goal = goal
         self.prior_log_odds = prior_log_odds
         self.selection_probability = slot.selection_probability
+        is_first = slot.goal == goal.name
+        self.general_propensity = slot.general_propensity if is_first else 0.0
+        self.history = history_of(slot) if is_first and slot.HasField("history") else NO_HISTORY
         self.phase = UNSEEN if slot.on_impression else OPEN
         self.until_us = 0
         self.taught: float | None = None

@@ -121,6 +121,9 @@ class _Block:
                 setattr(self._message, field, array[: len(self._rows)].tobytes())
             for field, number in self._constants.items():
                 setattr(self._message, field, number)
+            slope, intercept = self._goal.calibration.scaling
+            if (slope, intercept) != (1.0, 0.0):
+                self._message.calibration_slope, self._message.calibration_intercept = slope, intercept
         return self._message
 
     def _present_sources(self) -> tuple[Member, Member]:

@@ -18,6 +18,7 @@ from training import goal_fleet
 from training.families import FAMILIES
 from training.goal_fleet import GoalFleet
 from training.learners.base import PRIOR_LOG_ODDS_MAX, Row, settings_text, sigmoid
+from training.personal import SETTINGS as PERSONAL
 from training.rewards import Lesson
 from training.scaling import SETTLED_ROWS, Reading, Scaling, reading_of
 from training.space import Space
@@ -34,6 +35,7 @@ ARITHMETIC: Final = "; ".join(
             f"{name} {family.arithmetic} {' | '.join(map(settings_text, family.choices))}"
             for name, family in FAMILIES.items()
         ),
+        PERSONAL,
     ]
 )
 

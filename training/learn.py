@@ -43,7 +43,8 @@ from training.export import Exporter, UnsafeArraysError
 from training.fleet import ARITHMETIC, Fleet
 from training.meanings import Meanings
 from training.ownership import EpochFencedError, FolderOwnedError, Ownership
-from training.rewards import Counts, Rewards, Terms, terms_of
+from training.personal import Personal
+from training.rewards import Counts, Lesson, Rewards, Terms, terms_of
 from training.snapshots import FORMAT_VERSION, AtStep, Snapshots
 from tsugi.log.v1.learner_pb2 import LearnerArrays, LearnerSnapshot
 from tsugi.log.v1.record_pb2 import CatalogChange, RecordKind
@@ -107,9 +108,10 @@ class _Course:
 
     def __init__(self, log: Log, find_terms: Callable[[bytes], Terms], erased_lsn: int, meanings: Meanings) -> None:
         self.fleet = Fleet()
+        self.personal = Personal()
         self.erased_lsn = erased_lsn
         self.terms_lsn, self.terms, self._goals = meanings.lsn, meanings.messages, meanings.goals
-        self.rewards = Rewards(log, find_terms, self.fleet.learn, goals=self._goals)
+        self.rewards = Rewards(log, find_terms, self._learn, goals=self._goals)
         self.learned_lsn, self.learned_time_us, self.learned_chain = 0, 0, CHAIN_START
         # What the arrays published so far include, and LSN and log time of the oldest outcome after it: for workers to
         # tell the learning lag by, never learned from.
@@ -124,11 +126,16 @@ class _Course:
         self.learned_chain = snapshot.learned_chain
         self.erased_lsn = snapshot.erased_lsn
         self.fleet.load(snapshot)
+        self.personal.load(snapshot.personal)
         self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.flows)
 
     def is_of(self, erased_lsn: int, terms_lsn: int) -> bool:
         """Say whether it left out who was erased, and learned as goals are defined."""
         return self.erased_lsn == erased_lsn and self.terms_lsn == terms_lsn
+
+    def _learn(self, lesson: Lesson) -> None:
+        self.fleet.learn(lesson)
+        self.personal.learn(lesson)
 
     def step(self) -> int:
         """Learn from the next records, at most BATCH_RECORDS_MAX, and return how many there were."""
@@ -318,6 +325,7 @@ class Learner:
             terms_lsn=course.terms_lsn,
             terms=[course.terms[name] for name in sorted(course.terms)],
             flows=flows,
+            personal=course.personal.save(),
         )
         course.fleet.save(snapshot)
         return snapshot
@@ -382,6 +390,7 @@ class Learner:
 
     def _publish(self) -> None:
         arrays = self._exporter.message(self.epoch, self.learned_lsn, self.learned_time_us)
+        self._course.personal.export(arrays)
         arrays.erased_lsn = self._rid_lsn  # a receipt is signed on its word
         arrays.new_outcome_lsn, arrays.new_outcome_time_us = self._course.new_outcome
         data = arrays.SerializeToString(deterministic=True)

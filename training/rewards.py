@@ -77,6 +77,9 @@ class Lesson(NamedTuple):
     reward: float  # 0..1
     selection_probability: float = 1.0  # of the choice, as the decision recorded it
     taught: float | None = None  # the reward that was taught for it before, and that this one replaces; None: none
+    general_propensity: float = 0.0  # before the person's own history counted; 0: not recorded
+    # Of the person: expected and observed with the action, and with its group.
+    history: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
 class Terms(NamedTuple):
@@ -427,6 +430,8 @@ class Rewards:
                 reward,
                 earning.selection_probability,
                 earning.taught,
+                earning.general_propensity,
+                earning.history,
             )
         )
         earning.taught = reward

@@ -25,6 +25,7 @@ from tsugi.v1.value_pb2 import TextSet, Value
 
 if TYPE_CHECKING:
     from server.catalog.budget_terms import BudgetTerms
+    from server.catalog.history_terms import HistoryTerms
     from server.catalog.profile_terms import ProfileTerms  # built from the types below
 
 Floats = NDArray[np.float32]
@@ -306,6 +307,7 @@ class Goal:
     base_log_odds: float
     settling: catalog_pb2.Settling = catalog_pb2.SETTLING_FIRST  # never unspecified
     late_limit_us: int = 0
+    keeps_history: bool = True  # of what came of what each person was shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,3 +366,4 @@ class Catalog:
     blends: Blends
     holdouts: tuple[Holdout, ...]
     budgets: BudgetTerms
+    history: HistoryTerms

@@ -44,6 +44,7 @@ from server.catalog.compile_profiles import compile_profiles, positions_read, pr
 from server.catalog.declared import NOW, Declared, Reading, declare, frozen, make_fact, reading
 from server.catalog.expressions import NO_RULE, RuleCompiler
 from server.catalog.faults import duration_us, instant_us
+from server.catalog.history_terms import compile_history, keeps_history
 from server.catalog.profile_terms import ProfileTerms
 from server.catalog.validation import LEARNED_COLUMNS_FEW_MAX, LEARNED_COLUMNS_MAX, LEARNED_NUMBERS_MAX
 from server.catalog.value_expressions import NO_VALUE, Lowered, ValueCompiler
@@ -159,6 +160,7 @@ def compile_catalog(message: catalog_pb2.Catalog, data: bytes | None = None) -> 
         blends=lay_out_blends(message, changes, action_columns, placement_columns),
         holdouts=compile_holdouts(message),
         budgets=compile_budgets(message, [action for _, action in actions], contacts.target_rows),
+        history=compile_history(message, [action for _, action in actions]),
     )
 
 
@@ -337,6 +339,7 @@ def compile_goal(goal: catalog_pb2.Goal) -> Goal:
         base_log_odds=math.log(goal.base_rate / (1.0 - goal.base_rate)),
         settling=goal.settling or catalog_pb2.SETTLING_FIRST,
         late_limit_us=duration_us(goal.late_limit),
+        keeps_history=keeps_history(goal),
     )
 
 

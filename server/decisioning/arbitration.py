@@ -17,7 +17,13 @@ from server.kernel import kernel
 
 @kernel
 def propensities(
-    prior_log_odds: Floats, rows: Rows, learned: Floats, weights: Doubles, intercepts: Doubles, out: Floats
+    prior_log_odds: Floats,
+    rows: Rows,
+    learned: Floats,
+    weights: Doubles,
+    intercepts: Doubles,
+    prior_slope: float,
+    out: Floats,
 ) -> None:
     """Write the propensity of each candidate: the prior corrected by what was learned seconds ago.
 
@@ -27,13 +33,14 @@ def propensities(
         learned: float32[d], what the learners read of person and context.
         weights: float64[n, d], the learner's correction for each catalog row; zero where nothing was learned.
         intercepts: float64[n].
+        prior_slope: factor on the prior.
         out: float32[m], written; within (0, 1).
 
     Cost: O(m × d), some 1 ns each, and one exponential a candidate.
     """
     for i in range(rows.size):
         row = rows[i]
-        log_odds = float(prior_log_odds[i]) + intercepts[row]
+        log_odds = prior_slope * float(prior_log_odds[i]) + intercepts[row]
         for j in range(learned.size):
             log_odds += weights[row, j] * learned[j]
         out[i] = 1.0 / (1.0 + math.exp(-log_odds))
@@ -89,6 +96,7 @@ def posteriors(
     covariances: Doubles,
     scale: float,
     goal_weight: float,
+    factors: Doubles,
     mean_out: Floats,
     deviation_out: Floats,
 ) -> None:
@@ -96,7 +104,8 @@ def posteriors(
 
     mean = sigmoid(prior) + μ·x and variance = x'Σx, where x is (learned, 1) × scale (Bishop, Pattern Recognition and
     Machine Learning, 2006, equations 3.58 and 3.59, without the noise of a single outcome). Of a weighted sum of goals
-    the means add, and the variances with the square of the weight: each goal is learned by itself.
+    the means add, and the variances with the square of the weight: each goal is learned by itself. A person's own
+    history multiplies both by its factor; how uncertain the factor is is not drawn.
 
     Args:
         prior_log_odds: float32[m].
@@ -107,6 +116,7 @@ def posteriors(
         covariances: float64[r, d + 1, d + 1], Σ.
         scale: factor on x.
         goal_weight: of this goal.
+        factors: float64[m], see personal.factors; empty: nobody's history has a say.
         mean_out: float32[m], changed; 0 before the first goal.
         deviation_out: float32[m], changed; 0 before the first goal.
 
@@ -127,6 +137,7 @@ def posteriors(
             for k in range(d + 1):
                 inner += covariances[row, j, k] * x[k]
             variance += x[j] * inner
-        mean_out[i] = float(mean_out[i]) + goal_weight * mean
+        weight = goal_weight * factors[i] if factors.size else goal_weight
+        mean_out[i] = float(mean_out[i]) + weight * mean
         before = float(deviation_out[i])
-        deviation_out[i] = math.sqrt(before * before + goal_weight * goal_weight * max(variance, 0.0))
+        deviation_out[i] = math.sqrt(before * before + weight * weight * max(variance, 0.0))

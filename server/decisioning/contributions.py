@@ -31,9 +31,15 @@ SCORED_ROWS_MAX: Final = 16_384  # for one explanation; 0.8 s of the slowest mod
 CALL_ROWS_MAX: Final = 1_024  # in one call of the scorer: 2 MB of the widest input
 LOG_ODDS_MIN: Final = 1e-6  # what is smaller is left out: float32 tells no more of a prior
 
+HISTORY: Final = "history"
 LEARNED: Final = "learned"
 LEARNED_FOR_ACTION: Final = "learned for the action"
 
+_WORDS: Final = {
+    HISTORY: "what came of it before",
+    LEARNED: f"what was {LEARNED}",
+    LEARNED_FOR_ACTION: f"what was {LEARNED_FOR_ACTION}",
+}
 _NAMED_LOG_ODDS_MIN: Final = 0.1  # a tenth of the odds; what did less is no reason worth saying
 _CLEARLY: Final = 2.0  # times the next
 _PROPENSITY_MIN: Final = float(np.finfo(np.float32).tiny)  # recorded float32 may have been rounded to 0 or 1
@@ -48,6 +54,7 @@ class Correction(NamedTuple):
 
     weights: Doubles  # float64[goals, n, d]
     intercepts: Doubles  # float64[goals, n]
+    slopes: Doubles  # float64[goals], factors on the prior
 
     @property
     def n_bytes(self) -> int:
@@ -81,7 +88,7 @@ class Corrections:
             return
         before = self._kept.pop(key, None)
         self._n_bytes -= before.n_bytes if before is not None else 0
-        self._kept[key] = Correction(models.correction_weights, models.correction_intercepts)
+        self._kept[key] = Correction(models.correction_weights, models.correction_intercepts, models.prior_slopes)
         self._n_bytes += self._kept[key].n_bytes
         while self._n_bytes > self._bytes_max and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
@@ -119,7 +126,7 @@ def contribute(
 
     Returns:
         The contributions by placement asked for and place, the greatest in size in front, at most CONTRIBUTIONS_MAX,
-        none below LOG_ODDS_MIN; the champion's and the learners' apart.
+        none below LOG_ODDS_MIN; the champion's, the learners' and the person's own history's apart.
     """
     named = DecideRequest.FromString(record.request).placements
     goals = [catalog.placements[catalog.placement_rows[each.placement]].goal_row for each in named]
@@ -131,6 +138,7 @@ def contribute(
     shape = (len(goals), survivors.size)
     priors = np.frombuffer(record.prior_log_odds, np.float32).reshape(shape)
     propensities = np.frombuffer(record.propensities, np.float32).reshape(shape)
+    general = np.frombuffer(record.general_propensities or record.propensities, np.float32).reshape(shape)
     told: dict[tuple[int, int], list[Contribution]] = {}
     from_champion: _Effects | None = None
     for ask, goal in enumerate(goals):
@@ -140,9 +148,11 @@ def contribute(
                 from_champion = _occluded(record, champion, rows)
             parts.append(from_champion)
         if correction is not None:
-            parts.append(_added(record, catalog, correction, goal, rows))
+            parts.append(_added(record, catalog, correction, goal, rows, priors[ask, picked]))
         elif record.provenance.arrays_sha256:
-            parts.append(_added_in_all(priors[ask, picked], propensities[ask, picked]))
+            parts.append(_added_in_all(priors[ask, picked], general[ask, picked]))
+        if record.general_propensities:
+            parts.append(_told_by_history(general[ask, picked], propensities[ask, picked]))
         if parts:
             for i, contributions in zip(picked.tolist(), _messages(parts), strict=True):
                 told[ask, i] = contributions
@@ -160,7 +170,7 @@ def mostly(contributions: Sequence[Contribution]) -> str:
             return ""
         following = abs(ordered[n][1]) if len(ordered) > n else 0.0
         if ordered[n - 1][1] >= _CLEARLY * following:
-            words = [f"what was {name}" if name in (LEARNED, LEARNED_FOR_ACTION) else name for name, _ in ordered[:n]]
+            words = [_WORDS.get(name, name) for name, _ in ordered[:n]]
             return f", mostly because of {' and '.join(words)}"
     return ""
 
@@ -192,13 +202,16 @@ def _occluded(record: DecisionRecord, champion: Champion, rows: Rows) -> _Effect
     return _Effects(names, log_odds[:, :1] - log_odds[:, 1:], is_learned=False)
 
 
-def _added(record: DecisionRecord, catalog: Catalog, correction: Correction, goal: int, rows: Rows) -> _Effects:
-    """Return weight × column, summed over the columns of each fact, and the intercept."""
+def _added(
+    record: DecisionRecord, catalog: Catalog, correction: Correction, goal: int, rows: Rows, priors: Floats
+) -> _Effects:
+    """Return weight × column, summed over the columns of each fact, and the intercept with the prior's stretching."""
     names, is_of = _by_fact([catalog.space.facts[source].name for source in catalog.learned.sources.tolist()])
     learned = np.frombuffer(record.learned_features, np.float32).astype(np.float64)
     by_fact = (correction.weights[goal, rows] * learned) @ is_of.T.astype(np.float64)
-    intercepts = correction.intercepts[goal, rows][:, np.newaxis]
-    return _Effects((*names, LEARNED_FOR_ACTION), np.hstack([by_fact, intercepts]), is_learned=True)
+    stretched = (correction.slopes[goal] - 1.0) * priors.astype(np.float64)
+    for_action = (correction.intercepts[goal, rows] + stretched)[:, np.newaxis]
+    return _Effects((*names, LEARNED_FOR_ACTION), np.hstack([by_fact, for_action]), is_learned=True)
 
 
 def _by_fact(facts: Sequence[str]) -> tuple[tuple[str, ...], Mask]:
@@ -210,9 +223,20 @@ def _by_fact(facts: Sequence[str]) -> tuple[tuple[str, ...], Mask]:
 
 def _added_in_all(priors: Floats, propensities: Floats) -> _Effects:
     """Return by how much the log-odds of a recorded propensity are above the prior's."""
-    p = np.clip(propensities.astype(np.float64), _PROPENSITY_MIN, _PROPENSITY_MAX)
-    log_odds: Doubles = np.log(p) - np.log1p(-p) - priors
+    log_odds: Doubles = _log_odds(propensities) - priors
     return _Effects((LEARNED,), log_odds[:, np.newaxis], is_learned=True)
+
+
+def _told_by_history(general: Floats, propensities: Floats) -> _Effects:
+    """Return by how much the person's own history raised the log-odds."""
+    log_odds: Doubles = _log_odds(propensities) - _log_odds(general)
+    return _Effects((HISTORY,), log_odds[:, np.newaxis], is_learned=False)
+
+
+def _log_odds(propensities: Floats) -> Doubles:
+    p = np.clip(propensities.astype(np.float64), _PROPENSITY_MIN, _PROPENSITY_MAX)
+    log_odds: Doubles = np.log(p) - np.log1p(-p)
+    return log_odds
 
 
 def _messages(parts: Sequence[_Effects]) -> list[list[Contribution]]:

@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.catalog import Amounts, Bytes, Catalog, Doubles, Floats, Mask, Rows
-from server.decisioning import candidacy, consent, contact_policy, eligibility, exploration, features, holdout, worth
+from server.decisioning import (
+    candidacy,
+    consent,
+    contact_policy,
+    eligibility,
+    exploration,
+    features,
+    holdout,
+    personal,
+    worth,
+)
 from server.decisioning.filling import (
     EXPLORE,
     NO_EXPLORATION,
@@ -31,6 +41,9 @@ from server.kernel import kernel
 
 __all__ = ["EXPLORE", "NO_EXPLORATION", "RANDOM_CONTROL", "Decisions", "Questions", "Scratch", "decide", "fill_again"]
 
+NO_HISTORIES: Amounts = np.empty((0, 5), np.int64)
+NO_STARTS: Rows = np.empty(0, np.int32)
+
 BUDGET_SPENT = 2  # mark of an ask, beside holdout.MARK: its budget for exploring is spent
 
 
@@ -44,6 +57,8 @@ class Questions(NamedTuple):
     seeds: NDArray[np.uint64]  # uint64[b]
     listings: Bytes  # uint8[l, n], see candidacy.gate: what the callers who name actions say of each
     holds: Amounts  # int64[h, 3], by request: request, contact target, how much less that may be spoken of now
+    histories: Amounts = NO_HISTORIES  # int64[h, 5], by request, see profiles.history.fold
+    history_starts: Rows = NO_STARTS  # int32[b + 1]: where each request's begin; empty where nobody has any
 
 
 class Decisions(NamedTuple):
@@ -70,6 +85,9 @@ class Decisions(NamedTuple):
     slot_numbers: Doubles  # float64[s, 6], of the chosen: selection probability, propensity, priority, prior log-odds,
     # value, and by how much the best open candidate's priority is above its own
     distributions: Doubles  # float64[slots × survivors]
+    general_propensities: Floats  # as propensities, before the person's history counted; empty where nobody has any
+    slot_histories: Doubles  # float64[s, 5], of the chosen: general propensity, 0: its goal keeps no history; what that
+    # said of it, expected and observed, and of its group
     is_model_unavailable: bool  # the champion failed; base rates stood in
     champion_log_odds: (
         Floats  # float32[survivors], the prior of the champion's goal; empty: base rates were every prior
@@ -142,10 +160,16 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         catalog.goal_base_log_odds,
         models.correction_weights,
         models.correction_intercepts,
+        models.prior_slopes,
         models.posterior_rows,
         models.posterior_means,
         models.posterior_covariances,
         models.posterior_scales,
+        models.history_spreads,
+        questions.now_us,
+        questions.histories,
+        questions.history_starts,
+        *catalog.history.columns(),
         *_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows),
     )
     return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable, prior, prior_goal)
@@ -176,7 +200,9 @@ def fill_again(questions: Questions, catalog: Catalog, scored: Scored) -> Decisi
     if [column.size for column in scored] != [size, size, other_blocks[-1], n_drawn, n_drawn]:
         raise OtherSurvivorsError(reasons, learned, rows)
     chosen = fill(*(*_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows), *scored))
-    return Decisions(reasons, learned, starts, rows, *(*scored, *chosen), False, np.empty(0, np.float32), NO_GOAL)
+    nothing = np.empty(0, np.float32), np.zeros((len(chosen[4]), 5))
+    filled = (*scored, *chosen, *nothing)
+    return Decisions(reasons, learned, starts, rows, *filled, False, np.empty(0, np.float32), NO_GOAL)
 
 
 def _gates(questions: Questions, catalog: Catalog, champion: Champion, inputs: Floats) -> tuple[Any, ...]:
@@ -373,10 +399,20 @@ def _score_and_fill(
     base_log_odds: Floats,
     correction_weights: Doubles,
     correction_intercepts: Doubles,
+    prior_slopes: Doubles,
     posterior_rows: Rows,
     posterior_means: Doubles,
     posterior_covariances: Doubles,
     posterior_scales: Doubles,
+    spreads: Doubles,
+    now_us: int,
+    histories: Amounts,
+    history_starts: Rows,
+    goal_keys: Amounts,
+    is_kept: Mask,
+    action_keys: Amounts,
+    action_rows: Rows,
+    groups: Rows,
     heads: Rows,
     asks: Rows,
     seeds: NDArray[np.uint64],
@@ -398,16 +434,63 @@ def _score_and_fill(
     weights: Doubles,
     hashes: NDArray[np.uint64],
     value_programs: Rows,
-) -> tuple[Floats, Floats, Floats, Floats, Floats, Rows, Rows, Doubles, NDArray[np.int64], Rows, Doubles, Doubles]:
+) -> tuple[
+    Floats, Floats, Floats, Floats, Floats, Rows, Rows, Doubles, NDArray[np.int64], Rows, Doubles, Doubles, Floats,
+    Doubles,
+]:  # fmt: skip
     """Score and fill in one call, because entering a kernel with so many arrays costs more than leaving one out."""
-    scored = score(
+    prior_log_odds, propensities, others, means, deviations, general = score(
         heads, asks, is_settled, starts, rows, learned, prior, prior_goal, base_log_odds, placement_codes, goal_weights,
-        correction_weights, correction_intercepts, posterior_rows, posterior_means, posterior_covariances,
-        posterior_scales,
+        correction_weights, correction_intercepts, prior_slopes, posterior_rows, posterior_means, posterior_covariances,
+        posterior_scales, now_us, histories, history_starts, goal_keys, is_kept, action_keys, action_rows, groups,
+        spreads,
     )  # fmt: skip
     filled = fill(
         heads, asks, seeds, verdicts, is_settled, left, target_kinds, target_limits, target_starts, target_entries,
         target_amounts, starts, rows, computed, placement_codes, placement_parameters, goal_weights, worth, weights,
-        hashes, value_programs, *scored,
+        hashes, value_programs, prior_log_odds, propensities, others, means, deviations,
     )  # fmt: skip
-    return (*scored, *filled)
+    slot_histories = _slot_histories(
+        heads, asks, filled[0], filled[4], propensities, general, now_us, histories, history_starts, goal_keys, is_kept,
+        action_keys, action_rows, groups, placement_codes,
+    )  # fmt: skip
+    return (prior_log_odds, propensities, others, means, deviations, *filled, general, slot_histories)
+
+
+@kernel
+def _slot_histories(
+    heads: Rows,
+    asks: Rows,
+    ask_blocks: Rows,
+    slot_codes: Rows,
+    propensities: Floats,
+    general: Floats,
+    now_us: int,
+    histories: Amounts,
+    history_starts: Rows,
+    goal_keys: Amounts,
+    is_kept: Mask,
+    action_keys: Amounts,
+    action_rows: Rows,
+    groups: Rows,
+    placement_codes: Rows,
+) -> Doubles:
+    """Say of each chosen action what the record keeps of its propensity and the person's history, see Decisions."""
+    told = np.zeros((slot_codes.shape[0], 5), np.float64)
+    before = general if histories.shape[0] else propensities
+    places, sums = np.empty((0, 2), np.int32), np.empty((0, 2), np.float64)
+    slot, first_ask = 0, 0
+    for q in range(heads.shape[0]):
+        if histories.shape[0]:
+            own = histories[history_starts[q] : history_starts[q + 1]]
+            places, sums = personal.read(own, now_us, goal_keys, is_kept, action_keys, action_rows)
+        for ask in range(first_ask, first_ask + heads[q, 0]):
+            goal = placement_codes[heads[q, 3], asks[ask, 0], 1]
+            for _ in range(asks[ask, 1]):
+                pick, row = slot_codes[slot, 1], slot_codes[slot, 2]
+                if pick >= 0 and is_kept[goal]:
+                    told[slot, 0] = before[ask_blocks[ask] + pick]
+                    personal.of_action(places, sums, goal, row, groups, told[slot, 1:])
+                slot += 1
+        first_ask += heads[q, 0]
+    return told

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.catalog.catalog import GREEDY, SOFTMAX, SQUARE_CB, THOMPSON, Amounts, Bytes, Doubles, Floats, Mask, Rows
-from server.decisioning import arbitration, contact_policy, exploration, holdout
+from server.decisioning import arbitration, contact_policy, exploration, holdout, personal
 from server.kernel import kernel
 from tsugi.v1.decision_pb2 import ChoiceReason
 
@@ -40,11 +40,21 @@ def score(
     goal_weights: Doubles,
     correction_weights: Doubles,
     correction_intercepts: Doubles,
+    prior_slopes: Doubles,
     posterior_rows: Rows,
     posterior_means: Doubles,
     posterior_covariances: Doubles,
     posterior_scales: Doubles,
-) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    now_us: int,
+    histories: Amounts,
+    history_starts: Rows,
+    goal_keys: Amounts,
+    is_kept: Mask,
+    action_keys: Amounts,
+    action_rows: Rows,
+    groups: Rows,
+    spreads: Doubles,
+) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
     """Say how likely each survivor is to succeed, in each placement and for each of its goals.
 
     Args:
@@ -61,13 +71,23 @@ def score(
         goal_weights: see PlacementColumns.
         correction_weights: see models.Models, as are the arguments after it.
         correction_intercepts: see Models.
+        prior_slopes: see Models.
         posterior_rows: see Models.
         posterior_means: see Models.
         posterior_covariances: see Models.
         posterior_scales: see Models.
+        now_us: see Questions.
+        histories: see Questions.
+        history_starts: see Questions.
+        goal_keys: see HistoryTerms, as are the arguments up to groups.
+        is_kept: see HistoryTerms.
+        action_keys: see HistoryTerms.
+        action_rows: see HistoryTerms.
+        groups: see HistoryTerms.
+        spreads: see Models.
 
     Returns:
-        prior_log_odds, propensities, other_propensities, means and deviations, see Decisions.
+        prior_log_odds, propensities, other_propensities, means, deviations and general_propensities, see Decisions.
     """
     ask_blocks, other_blocks, _ = lay_out(heads, asks, starts, goal_weights)
     size = ask_blocks[-1]
@@ -77,10 +97,17 @@ def score(
     other_propensities = np.empty(other_blocks[-1], np.float32)
     means = np.zeros(n_drawn, np.float32)
     deviations = np.zeros(n_drawn, np.float32)
+    is_anybody_known = histories.shape[0] > 0
+    general_propensities = np.empty(size if is_anybody_known else 0, np.float32)
+    places, sums, factor = np.empty((0, 2), np.int32), np.empty((0, 2), np.float64), np.empty(0, np.float64)
     first_ask = 0
     for q in range(starts.size - 1):
         blend = heads[q, 3]
         survivors = rows[starts[q] : starts[q + 1]]
+        if is_anybody_known:
+            own = histories[history_starts[q] : history_starts[q + 1]]
+            places, sums = personal.read(own, now_us, goal_keys, is_kept, action_keys, action_rows)
+            factor = np.ones(survivors.size if places.shape[0] else 0, np.float64)
         for ask in range(first_ask, first_ask + heads[q, 0]):
             placement = asks[ask, 0]
             goal = placement_codes[blend, placement, 1]
@@ -102,15 +129,20 @@ def score(
                 else:
                     odds[:] = base_log_odds[each]
                 arbitration.propensities(
-                    odds, survivors, learned[q], correction_weights[each], correction_intercepts[each], propensity
-                )
+                    odds, survivors, learned[q], correction_weights[each], correction_intercepts[each],
+                    prior_slopes[each], propensity,
+                )  # fmt: skip
+                if is_anybody_known and each == goal:
+                    general_propensities[block] = propensity
+                if factor.size and personal.factors(places, sums, each, survivors, groups, spreads[each], factor):
+                    personal.apply(factor, propensity)
                 if is_drawn:
                     arbitration.posteriors(
                         odds, survivors, learned[q], posterior_rows[each], posterior_means, posterior_covariances,
-                        posterior_scales[each], goal_weight, means[block], deviations[block],
+                        posterior_scales[each], goal_weight, factor, means[block], deviations[block],
                     )  # fmt: skip
         first_ask += heads[q, 0]
-    return prior_log_odds, propensities, other_propensities, means, deviations
+    return prior_log_odds, propensities, other_propensities, means, deviations, general_propensities
 
 
 @kernel

@@ -13,17 +13,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.catalog.allotting import blend_of, place_of
-from server.catalog.catalog import NOW_FACT, Bytes, Catalog
+from server.catalog.catalog import NOW_FACT, Amounts, Bytes, Catalog, Rows
 from server.catalog.contact_terms import UNLIMITED
 from server.catalog.profile_terms import Instants
 from server.catalog.values import check_value
 from server.decisioning import holdout
 from server.decisioning.candidacy import EXCLUDED, LISTED, NOT_LISTED
 from server.decisioning.claims import Claimed, Spent
-from server.decisioning.decide import EXPLORE, RANDOM_CONTROL, Questions
+from server.decisioning.decide import EXPLORE, NO_HISTORIES, NO_STARTS, RANDOM_CONTROL, Questions
 from server.decisioning.rejections import rejected_rows, silenced_targets
 from server.errors import field_invalid, limit_exceeded, not_found
 from server.profiles import repository
+from server.profiles.history import ROW_BYTES
 from server.profiles.identity import lookup_key
 from server.storage.record import NO_KEY
 from server.storage.store import Snapshot
@@ -50,6 +51,7 @@ class Asked:
         "expires",
         "facts",
         "full",
+        "history",
         "holdouts",
         "holds",
         "leader",
@@ -102,6 +104,7 @@ class Asked:
         self.listing: Bytes | None = None
         self.facts: list[tuple[int, float]] = []  # (position, number) of the context
         self.holds: list[tuple[int, int]] = []  # contact targets that are held now, and how often each
+        self.history = b""  # rows of what came of what the person was shown, see profiles.history.fold
         self.full: set[int] = set()  # keys of those that others took meanwhile
         self.budgets: list[tuple[int, int]] = []  # contact targets of budgets near their end, and what is left of them
         self.parts: Sequence[bytes] = ()  # keys of the person's identities
@@ -165,6 +168,7 @@ class Batch:
             asks += [(*ask, mark) for ask, mark in zip(each.asks, each.marks, strict=True)]
             if each.listing is not None:
                 listings.append(each.listing)
+        histories, history_starts = _histories(asked)
         return Questions(
             facts=self.facts[: len(asked)],
             now_us=self.now_us,
@@ -173,6 +177,8 @@ class Batch:
             seeds=np.array([each.seed for each in asked], np.uint64),
             holds=np.array(holds, np.int64).reshape(len(holds) // 3, 3),
             listings=np.stack(listings) if listings else np.empty((0, len(self.catalog.actions.names)), np.uint8),
+            histories=histories,
+            history_starts=history_starts,
         )
 
     def part(self, places: Sequence[int]) -> Batch:
@@ -185,6 +191,17 @@ class Batch:
     def discard(self) -> None:
         """Clear the row of a request that is not taken in."""
         self.facts[len(self.asked), NOW_FACT + 1 :] = math.nan
+
+
+def _histories(asked: Sequence[Asked]) -> tuple[Amounts, Rows]:
+    """Return the rows of all histories, and where each request's begin. Cost: 3 µs, nothing where nobody has any."""
+    own = [each.history for each in asked]
+    if not any(own):
+        return NO_HISTORIES, NO_STARTS
+    starts = np.zeros(len(own) + 1, np.int32)
+    np.cumsum([len(each) // ROW_BYTES for each in own], out=starts[1:])
+    rows = np.frombuffer(b"".join(own), np.int64).copy()  # writable, as the kernels are compiled for
+    return rows.reshape(-1, ROW_BYTES // 8), starts
 
 
 def gather_request(asked: Asked, batch: Batch) -> None:
@@ -241,10 +258,12 @@ def gather_profile(asked: Asked, batch: Batch, snapshot: Snapshot, erased: froze
     if request.outcomes:
         asked.holds += silenced_targets(request.outcomes, catalog, batch.now_us)
     stored: repository.StoredRecord | None = None
+    asked.history = b""
     try:
         if profile_key is not None:
             stored = repository.load(snapshot, profile_key)
         if stored is not None:
+            asked.history = stored.history
             held = repository.write_facts(stored, catalog, snapshot, batch.now_us, batch.facts[len(batch.asked)])
             if len(held):
                 asked.holds += _in_force(held, catalog, batch.now_us)

@@ -69,10 +69,12 @@ class Models:
     champion: Champion
     correction_weights: Doubles  # float64[goals, n, d]
     correction_intercepts: Doubles  # float64[goals, n]
+    prior_slopes: Doubles  # float64[goals]: factor on the prior log-odds, 1 unless estimates are mended
     posterior_rows: Rows  # int32[goals, n]: row in the posteriors; 0 is the prior
     posterior_means: Doubles  # float64[r, d + 1]
     posterior_covariances: Doubles  # float64[r, d + 1, d + 1]
     posterior_scales: Doubles  # float64[goals]: factor on the learned features, the width of the goal's prior
+    history_spreads: Doubles  # float64[goals, 2]: of groups and of actions, see personal.factors; 0: history has no say
     learner_epoch: int
     learned_lsn: int
     learned_time_us: int
@@ -134,11 +136,12 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     """
     n, d, n_goals = len(catalog.actions.names), len(catalog.learned.names), len(catalog.goals)
     weights = np.zeros((n_goals, n, d))
-    intercepts = np.zeros((n_goals, n))
+    intercepts, slopes = np.zeros((n_goals, n)), np.ones(n_goals)
     posterior_rows = np.zeros((n_goals, n), np.int32)
     units = _Units(catalog, arrays)
     means, covariances = [np.zeros((1, d + 1))], [units.covariances(np.eye(d + 1)[np.newaxis])]
     scales = np.ones(n_goals)
+    spreads = np.zeros((n_goals, 2))
     is_thompson = (catalog.blends.codes[:, :, 2] == THOMPSON).any(axis=0)
     thompson_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_thompson].any(axis=0)).tolist())
     for block in arrays.goals if arrays is not None else ():
@@ -147,9 +150,13 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
             continue
         learned = _Block(block, list(arrays.features) if arrays is not None else [], catalog)
         corrections = units.means(learned.corrections(d))
-        weights[goal_row, learned.rows] = corrections[:, :d]
-        intercepts[goal_row, learned.rows] = corrections[:, d]
+        # What is stated is sigmoid(slope × (prior + correction) + intercept), also where nothing was learned.
+        slope = block.calibration_slope if block.HasField("calibration_slope") else 1.0
+        slopes[goal_row], intercepts[goal_row] = slope, block.calibration_intercept
+        weights[goal_row, learned.rows] = slope * corrections[:, :d]
+        intercepts[goal_row, learned.rows] += slope * corrections[:, d]
         scales[goal_row] = block.posterior_scale
+        spreads[goal_row] = _inverse(block.group_strength), _inverse(block.personal_strength)
         if goal_row in thompson_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
@@ -159,10 +166,12 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         champion=champion,
         correction_weights=_frozen(weights),
         correction_intercepts=_frozen(intercepts),
+        prior_slopes=_frozen(slopes),
         posterior_rows=_frozen(posterior_rows),
         posterior_means=_frozen(np.concatenate(means)),
         posterior_covariances=_frozen(np.concatenate(covariances)),
         posterior_scales=_frozen(scales),
+        history_spreads=_frozen(spreads),
         learner_epoch=arrays.epoch if arrays is not None else 0,
         learned_lsn=arrays.learned_lsn if arrays is not None else 0,
         learned_time_us=arrays.learned_time_us if arrays is not None else 0,
@@ -239,6 +248,11 @@ class _Block:
         source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
         covariances[np.ix_(everything, columns, columns)] = source[np.ix_(self._picked, kept, kept)]
         return covariances
+
+
+def _inverse(strength: float) -> float:
+    """Return the inverse of a strength; 0, an infinite one, where none is stated."""
+    return 1.0 / strength if strength > 0.0 else 0.0
 
 
 def _doubles(data: bytes, *shape: int) -> Doubles:

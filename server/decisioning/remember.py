@@ -25,7 +25,7 @@ from server.decisioning.gather import Asked, Batch
 from server.decisioning.live import Served
 from server.tokens import TokenKey
 from server.wire import head
-from tsugi.log.v1.record_pb2 import BudgetReading, DecisionRecord, SlotRecord
+from tsugi.log.v1.record_pb2 import BudgetReading, DecisionRecord, SlotHistory, SlotRecord
 
 DISTRIBUTION_ROWS_MAX: Final = 256
 
@@ -34,7 +34,9 @@ _WIDE_ROWS: Final = 65_536
 # selection_probability = 4, distribution = 5, distribution_rows = 6, choice_reason = 7, prior_log_odds = 10.
 _FACTS, _LEARNED, _REASONS, _ROWS, _PRIORS, _PROPENSITIES, _MEANS, _DEVIATIONS, _SLOTS = 7, 8, 9, 10, 11, 12, 13, 14, 15
 _OTHER_PROPENSITIES = 22
+_GENERAL_PROPENSITIES = 30
 _SLOT = struct.Struct("<BBBBBdBBBf")
+_GENERAL_PROPENSITY = struct.Struct("<BBf")
 _EMPTY_SLOT = struct.Struct("<BBBBBB")
 _DISTRIBUTION, _DISTRIBUTION_ROWS = 5, 6
 
@@ -56,6 +58,7 @@ class Views:
         self._served = served
         self._slot_codes: list[list[int]] = decisions.slot_codes.tolist()
         self._slot_numbers: list[list[float]] = decisions.slot_numbers.tolist()
+        self._slot_histories: list[list[float]] = decisions.slot_histories.tolist()
         self._columns: _Columns | None = None  # made for the first record
         self._firsts: list[tuple[int, int]] = []  # each request's first ask and slot
         ask, slot = 0, 0
@@ -158,6 +161,7 @@ class Views:
                     fixed = catalog.actions.record_bytes[row] + placement.record_bytes
                     if placement.other_goals:
                         fixed += self._other_goals(placement, int(self._decisions.starts[q]) + pick)
+                    fixed += _history(*self._slot_histories[slot])
                     if asked.claimed is not None:
                         confirming = SlotRecord(confirming_subjects=asked.claimed.confirming[slot - first_slot])
                         fixed += confirming.SerializeToString()
@@ -175,6 +179,20 @@ class Views:
             else other_goal_bytes(goals[goal], float(self._decisions.champion_log_odds[survivor]))
             for goal, at_base_rate in placement.other_goals
         )
+
+
+def _history(general: float, *sums: float) -> bytes:
+    """Return what a slot's record keeps of the person's history, serialised, see Decisions.slot_histories."""
+    if not general:
+        return b""
+    told = _GENERAL_PROPENSITY.pack(0xA5, 0x01, general)  # field 20 of SlotRecord
+    if any(sums):
+        expected, observed, group_expected, group_observed = sums
+        history = SlotHistory(
+            expected=expected, observed=observed, group_expected=group_expected, group_observed=group_observed
+        )
+        told += SlotRecord(history=history).SerializeToString()
+    return told
 
 
 def _held(asked: Asked, catalog: Catalog) -> list[int]:
@@ -210,6 +228,7 @@ class _Columns:
         self._rows = decisions.rows.astype(self._row_type).tobytes()
         self._priors = decisions.prior_log_odds.tobytes()
         self._propensities = decisions.propensities.tobytes()
+        self._general = decisions.general_propensities.tobytes()
         self._distributions = decisions.distributions.astype(np.float32).tobytes()
         self._each = (
             (head(_REASONS, n), n, decisions.reasons.tobytes()),
@@ -226,6 +245,10 @@ class _Columns:
         size = block.stop - block.start
         parts += (head(_ROWS, len(rows)), rows, head(_PRIORS, size), self._priors[block])
         parts += (head(_PROPENSITIES, size), self._propensities[block])
+        if self._general:
+            general = self._general[block]
+            if general != self._propensities[block]:
+                parts += (head(_GENERAL_PROPENSITIES, size), general)
         first, last = self._other_blocks[ask], self._other_blocks[ask + n_asks]
         if last > first:
             others = self._decisions.other_propensities[first:last].tobytes()

@@ -289,7 +289,7 @@ class Projector:
                 txn.put(Table.IMPRESSIONS, mark, b"\0")
                 is_contact = True
         if self._profiles is not None:
-            self._profiles.apply_outcome(record, outcome, decision, entry.lsn, is_contact=is_contact)
+            self._profiles.apply_outcome(record, outcome, decision, found, is_contact=is_contact)
 
     def _apply_source_record(self, record: Record) -> None:
         said = SourceRecordAccepted.FromString(record.payload).record

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from server.catalog.catalog import Catalog, Doubles
-from server.profiles import golden, parts, repository, survivorship
+from server.catalog.history_terms import UNITS
+from server.profiles import golden, history, parts, repository, survivorship
 from server.profiles.identity import KEY_BYTES, link_rule
 from server.profiles.repository import StoredRecord, timestamp
 from server.profiles.series import entries_of
@@ -66,6 +67,7 @@ def describe(
             for node in nodes.values()
             if node.own_profile_key != profile_key and snapshot.get(Table.OWNERS, node.own_profile_key) is not None
         ),
+        histories=[_history(each) for each in history.describe((part for _, part in content), now_us)],
     )
     _derive(profile, snapshot, profile_key, facts, catalog)
     _tell_open_matters(profile, snapshot, keys, catalog, now_us)
@@ -178,6 +180,16 @@ def _contacts(snapshot: Snapshot, keys: Sequence[bytes]) -> list[profile_pb2.Con
         )
         for _, each in sorted(found.items())
     ]
+
+
+def _history(sums: history.Sums) -> profile_pb2.ActionHistory:
+    return profile_pb2.ActionHistory(
+        goal=sums.goal,
+        action=sums.action,
+        expected=sums.expected / UNITS,
+        observed=sums.observed / UNITS,
+        open=sums.n_open,
+    )
 
 
 def _links(snapshot: Snapshot, nodes: dict[bytes, StoredNode]) -> list[profile_pb2.IdentityLink]:

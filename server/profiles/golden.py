@@ -14,7 +14,7 @@ import numpy as np
 
 from server.catalog.catalog import Catalog, Doubles
 from server.catalog.profile_terms import Instants, ProfileTerms
-from server.profiles import derived, holds, survivorship
+from server.profiles import derived, history, holds, survivorship
 from server.profiles import parts as stored_parts
 from server.profiles.series import SeriesSet
 from server.storage.store import Snapshot, Table
@@ -30,6 +30,7 @@ class Golden(NamedTuple):
     refold_us: int  # the first instant at which a claim or consent runs out: from then on others may stand
     series: SeriesSet
     holds: Instants  # int64[h, 3], see holds.fold_holds
+    history: Instants  # int64[h, 5], see history.fold
 
 
 def fold(
@@ -71,7 +72,8 @@ def fold(
             refold_us = min(refold_us, until_us)
     series = parts[0][2].merge([each for _, _, each in parts[1:]], terms.journey)
     held = holds.fold_holds(contacts, terms.contacts, now_us)
-    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, refold_us, series, held)
+    shown = history.fold([part for _, part, _ in parts])
+    return Golden(leader, tuple(sorted(key for key, _, _ in parts)), facts, refold_us, series, held, shown)
 
 
 def evaluate(folded: Golden, catalog: Catalog, now_us: int, out: Doubles) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from the parts.
 
 Layout, little-endian: u32 CRC32C of the rest, u16 version, u16 number of facts, u64 LSN of the last change, 8s layout
 stamp, i64 instant until which the facts hold, i64 instant from which on they are to be folded afresh, 16s key of the
-node that begins it, u16 number of parts, 2 zeros, u32 number of holds; 16s × parts, float64 × facts, 3 × i64 × holds,
-series (see series.py).
+node that begins it, u16 number of parts, u16 number of rows of history (0 in version 4, which had none), u32 number of
+holds; 16s × parts, float64 × facts, 3 × i64 × holds, 5 × i64 × history, series (see series.py).
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from server.catalog.catalog import Catalog, Doubles
 from server.catalog.profile_terms import Instants
 from server.profiles import derived, golden
 from server.profiles.golden import Golden
+from server.profiles.history import ROW_BYTES
 from server.profiles.series import SeriesSet
 from server.storage.store import Snapshot, Table, Transaction
 
 PROFILE_KEY_BYTES: Final = 16
 
-_VERSION: Final = 4
+_VERSION: Final = 5
+_VERSIONS_READ: Final = (4, 5)
 _HOLD_BYTES: Final = 24
-_HEADER: Final = struct.Struct("<IHHQ8sqq16sH2xI")
+_HEADER: Final = struct.Struct("<IHHQ8sqq16sHHI")
+_COUNTS: Final = struct.Struct("<HI")  # its end
 
 
 class CorruptProfileError(Exception):
@@ -52,7 +55,8 @@ class StoredRecord:
     """
 
     __slots__ = (
-        "_data", "_facts_start", "_n_facts", "_n_holds", "_n_parts", "layout", "leader", "lsn", "refold_us", "until_us",
+        "_data", "_facts_start", "_n_facts", "_n_holds", "_n_parts", "_n_shown", "layout", "leader", "lsn",
+        "refold_us", "until_us",
     )  # fmt: skip
 
     def __init__(self, data: bytes) -> None:
@@ -65,9 +69,9 @@ class StoredRecord:
             raise CorruptProfileError("profile record is cut short")
         (
             crc, version, self._n_facts, self.lsn, self.layout, self.until_us, self.refold_us, self.leader,
-            self._n_parts, self._n_holds,
+            self._n_parts, self._n_shown, self._n_holds,
         ) = _HEADER.unpack_from(data)  # fmt: skip
-        if google_crc32c.value(data[4:]) != crc or version != _VERSION:
+        if google_crc32c.value(data[4:]) != crc or version not in _VERSIONS_READ:
             raise CorruptProfileError(f"profile record of version {version} fails its checksum")
         self._data = data
         self._facts_start = _HEADER.size + 16 * self._n_parts
@@ -88,20 +92,34 @@ class StoredRecord:
         return np.frombuffer(self._data, np.int64, 3 * self._n_holds, self._holds_start).reshape(self._n_holds, 3)
 
     @property
+    def history(self) -> bytes:
+        """The rows of history.fold, as bytes; the same whatever catalog is in force. Cost: 0.1 µs without any."""
+        if not self._n_shown:
+            return b""
+        start = self._history_start
+        return self._data[start : start + ROW_BYTES * self._n_shown]
+
+    @property
     def series(self) -> SeriesSet:
         """The person's series; read-only views."""
-        return SeriesSet.from_bytes(self._data, self._holds_start + _HOLD_BYTES * self._n_holds)
+        return SeriesSet.from_bytes(self._data, self._history_start + ROW_BYTES * self._n_shown)
 
-    def with_holds(self, holds: Instants) -> bytes:
-        """Return the record with other holds. Cost: some 3 µs."""
-        end = self._holds_start + _HOLD_BYTES * self._n_holds
-        n_holds = len(holds).to_bytes(4, "little")
-        head = self._data[4 : _HEADER.size - 4] + n_holds + self._data[_HEADER.size : self._holds_start]
-        return _sealed(b"".join((head, holds.tobytes(), self._data[end:])))
+    def with_told(self, holds: Instants, history: Instants) -> bytes:
+        """Return the record with other holds and another history. Cost: some 3 µs."""
+        counts = _COUNTS.pack(len(history), len(holds))
+        version = _VERSION.to_bytes(2, "little")
+        head = version + self._data[6 : _HEADER.size - _COUNTS.size] + counts
+        facts = self._data[_HEADER.size : self._holds_start]
+        series = self._data[self._history_start + ROW_BYTES * self._n_shown :]
+        return _sealed(b"".join((head, facts, holds.tobytes(), history.tobytes(), series)))
 
     @property
     def _holds_start(self) -> int:
         return int(self._facts_start + 8 * self._n_facts)
+
+    @property
+    def _history_start(self) -> int:
+        return int(self._holds_start + _HOLD_BYTES * self._n_holds)
 
 
 def find(snapshot: Snapshot, keys: Iterable[bytes]) -> bytes | None:
@@ -180,11 +198,10 @@ def save(
     profile_facts = facts[catalog.space.profile_slice]
     header = _HEADER.pack(
         0, _VERSION, profile_facts.size, lsn, catalog.space.profile_layout, until_us, folded.refold_us, folded.leader,
-        len(folded.parts), len(folded.holds),
+        len(folded.parts), len(folded.history), len(folded.holds),
     )  # fmt: skip
-    rest = b"".join(
-        (header[4:], *folded.parts, profile_facts.tobytes(), folded.holds.tobytes(), folded.series.to_bytes())
-    )
+    told = folded.holds.tobytes() + folded.history.tobytes()
+    rest = b"".join((header[4:], *folded.parts, profile_facts.tobytes(), told, folded.series.to_bytes()))
     txn.put(Table.PROFILES, profile_key, _sealed(rest))
     return facts, standing_until_us
 

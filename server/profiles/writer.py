@@ -8,13 +8,14 @@ anew whenever either changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
 from typing import Final, NamedTuple
 
-from server.catalog.catalog import Catalog
+from server.catalog.catalog import Catalog, Goal
+from server.catalog.history_terms import UNITS
 from server.catalog.profile_terms import Source
-from server.profiles import golden, holds, matching, parts, repository, survivorship
+from server.profiles import golden, history, holds, matching, parts, repository, survivorship
 from server.profiles.audit import SourceCounts
 from server.profiles.graph import Graph, Regrouped, Said
 from server.profiles.identity import (
@@ -40,7 +41,7 @@ from tsugi.log.v1.record_pb2 import (
     RecordKind,
     SlotRecord,
 )
-from tsugi.log.v1.state_pb2 import StoredContact, StoredNode, StoredPart, StoredReaction, StoredTouch
+from tsugi.log.v1.state_pb2 import StoredChance, StoredContact, StoredNode, StoredPart, StoredReaction, StoredTouch
 from tsugi.v1 import catalog_pb2
 from tsugi.v1.decision_service_pb2 import DecideRequest
 from tsugi.v1.profile_pb2 import DecisionTouchpoint, LinkReason, OutcomeTouchpoint, SourceEvent, Touchpoint
@@ -158,10 +159,12 @@ class ProfileWriter:
         slots = [slot for slot in decision.slots if slot.action]
         placements = dict(enumerate(each.placement for each in request.placements))
         counting = [slot for slot in slots if not slot.on_impression]
+        is_shown = False
         for slot in counting:
             self._count_contact(node, slot, placements, record.lsn, record.time_us)
+            is_shown |= self._begin_chance(node, slot, record.lsn, record.lsn, record.time_us)
         if counting:
-            self._hold(node, record)
+            self._tell(node, record, is_shown=is_shown)
         if slots:
             told = DecisionTouchpoint(
                 actions=[slot.action for slot in slots],
@@ -171,7 +174,7 @@ class ProfileWriter:
             self._add_touchpoint(node, decision.now_us, channel, record.lsn, Touchpoint(decision=told), RETENTION_US)
 
     def apply_outcome(
-        self, record: Record, outcome: OutcomeRecord, decision: DecisionRecord, decision_lsn: int, *, is_contact: bool
+        self, record: Record, outcome: OutcomeRecord, decision: DecisionRecord, decided: Record, *, is_contact: bool
     ) -> None:
         """Note what came of something we said.
 
@@ -179,21 +182,30 @@ class ProfileWriter:
             record: the outcome's.
             outcome: what happened.
             decision: what it came of.
-            decision_lsn: the decision's place.
+            decided: the decision's record.
             is_contact: true when by this outcome the action counts as put before the person. Never where it takes
                 another one back: that is noted in the timeline, and leaves contacts and the journey as they are.
         """
+        decision_lsn = decided.lsn
         request = DecideRequest.FromString(decision.request)
         node = self._meant(request, decision, None)
         if node is None:
             return
+        slot = next(slot for slot in decision.slots if slot.action == outcome.action)
         if is_contact:
-            slot = next(slot for slot in decision.slots if slot.action == outcome.action)
             placements = dict(enumerate(each.placement for each in request.placements))
             self._count_contact(node, slot, placements, decision_lsn, record.time_us)
-        revokes = bool(outcome.revoked_key)
-        if not revokes and (self._note_reaction(node, outcome, decision_lsn, record.time_us) or is_contact):
-            self._hold(node, record)
+        revokes, holder, is_shown = bool(outcome.revoked_key), None, False
+        if is_contact and self._is_seen(slot, record, decided):
+            now_us = max(record.time_us, decided.time_us)
+            is_shown = self._begin_chance(node, slot, decision_lsn, max(record.lsn, decision_lsn), now_us)
+        if not revokes:
+            holder = self._settle_chance(node, slot, outcome, request, decision, record, decided)
+            is_noted = self._note_reaction(node, outcome, decision_lsn, record.time_us)
+            if is_noted or is_contact or holder == node:
+                self._tell(node, record, is_shown=is_shown or holder == node)
+        if holder is not None and holder != node:
+            self._tell(holder, record, is_shown=True)
         told = OutcomeTouchpoint(
             type=outcome.type, action=outcome.action, value=outcome.value, decision_lsn=decision_lsn, revokes=revokes
         )
@@ -398,9 +410,81 @@ class ProfileWriter:
     def _put_contact(self, key: bytes, contact: StoredContact) -> None:
         self._txn.put(Table.CONTACTS, key + contact.action.encode(), contact.SerializeToString(deterministic=True))
 
-    def _hold(self, key: bytes, record: Record) -> None:
-        """Say anew from when until when the person of a node is left in peace."""
-        if not self._terms.contacts.counting:
+    def _begin_chance(self, key: bytes, slot: SlotRecord, decision_lsn: int, lsn: int, time_us: int) -> bool:
+        """Note that something may come of a slot now; say whether history changed. See history.begin."""
+        goal = self._goal_of(slot)
+        expected = round(slot.general_propensity * UNITS) if goal is not None else 0
+        if goal is None or expected <= 0:
+            return False
+        chance = StoredChance(
+            decision_lsn=decision_lsn,
+            close_us=time_us + goal.window_us,
+            expected=expected,
+            silence=round(goal.default_reward * UNITS),
+        )
+        part = self._part(key)
+        if not history.begin(part, goal.name, slot.action, chance, lsn, time_us):
+            return False
+        self._changed_parts.add(key)
+        return True
+
+    def _is_seen(self, slot: SlotRecord, record: Record, decided: Record) -> bool:
+        """Say whether a first outcome came before the slot was given up as never seen."""
+        goal = self._goal_of(slot)
+        waited_us = record.time_us - decided.time_us
+        return goal is not None and waited_us < max(goal.window_us, history.UNSEEN_WAIT_US_MIN)
+
+    def _settle_chance(
+        self,
+        key: bytes,
+        slot: SlotRecord,
+        outcome: OutcomeRecord,
+        request: DecideRequest,
+        decision: DecisionRecord,
+        record: Record,
+        decided: Record,
+    ) -> bytes | None:
+        """Credit an outcome to the chance it came of, and return under which node that was kept; None: nowhere.
+
+        That may be another node than the outcome is told of: somebody else named with it became known meanwhile.
+        """
+        goal = self._goal_of(slot)
+        reward = goal.rewards.get(outcome.type) if goal is not None else None
+        if goal is None or reward is None or not slot.general_propensity:
+            return None
+        lsn, now_us = max(record.lsn, decided.lsn), max(record.time_us, decided.time_us)
+        for holder in self._holders(key, request, decision):
+            if self._graph.node(holder) is None:
+                continue
+            if history.settle(self._part(holder), goal.name, slot.action, decided.lsn, reward, lsn, now_us):
+                self._changed_parts.add(holder)
+                return holder
+        return None
+
+    def _holders(self, key: bytes, request: DecideRequest, decision: DecisionRecord) -> Iterator[bytes]:
+        """Yield under which nodes something that was shown may be kept, the likeliest first."""
+        yield key
+        yield from (one.key for one in named_all(request.identities, self._terms))
+        if decision.profile_key:
+            owner = self._txn.get(Table.OWNERS, decision.profile_key)
+            if owner is not None:
+                yield bytes(owner)
+
+    def _goal_of(self, slot: SlotRecord) -> Goal | None:
+        """Return the goal of a slot if it keeps a history."""
+        row = self._catalog.goal_rows.get(slot.goal)
+        goal = self._catalog.goals[row] if row is not None else None
+        return goal if goal is not None and goal.keeps_history else None
+
+    def _tell(self, key: bytes, record: Record, *, is_shown: bool) -> None:
+        """Say anew from when until when the person of a node is left in peace, and what came of what was shown.
+
+        Args:
+            key: of the node.
+            record: that changed it.
+            is_shown: their history is another.
+        """
+        if not self._terms.contacts.counting and not is_shown:
             return
         profile_key = self._graph.known(key).profile_key
         stored = repository.load(self._txn, profile_key)
@@ -409,7 +493,8 @@ class ProfileWriter:
             return
         contacts = holds.read_contacts(self._txn, stored.parts, self._terms.contacts)
         held = holds.fold_holds(contacts, self._terms.contacts, record.time_us)
-        self._txn.put(Table.PROFILES, profile_key, stored.with_holds(held))
+        shown = history.fold(map(self._part, stored.parts))
+        self._txn.put(Table.PROFILES, profile_key, stored.with_told(held, shown))
 
     def _forget_old(self, key: bytes, record: Record) -> None:
         """Drop claims and touchpoints whose time is over."""

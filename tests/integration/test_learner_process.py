@@ -110,6 +110,7 @@ def test_restart_after_every_record_comes_to_the_state_of_an_uninterrupted_run(
         restarted.close()
     uninterrupted.close()
     counts = uninterrupted.counts
+    assert len(uninterrupted.state().personal) == 2, "strengths were learned too"
     assert n_in_the_middle > 200
     assert min(counts.learned, counts.silent, counts.late, counts.orphaned, counts.unseen, counts.quarantined) > 0
     assert min(counts.revoked, counts.corrected, counts.moot) > 0

@@ -17,7 +17,7 @@ N_DECISIONS = 250  # of each desk: 2,000 in all
 @pytest.mark.parametrize("seeds", DESKS)
 def test_learned_contributions_add_up_to_what_was_added_to_the_prior(seeds: tuple[int, int]) -> None:
     here = desk(*seeds)
-    correction = Correction(here.models.correction_weights, here.models.correction_intercepts)
+    correction = Correction(here.models.correction_weights, here.models.correction_intercepts, here.models.prior_slopes)
     n_told = 0
     for record, _ in recorded(here, sum(seeds), N_DECISIONS):
         record.provenance.arrays_sha256 = bytes(32)

@@ -86,7 +86,9 @@ def _decide(number: int, person: int | None, actions: Sequence[str], *, on_impre
     def step(history: History) -> object:
         # Of somebody that a source record began, or would have begun had it not been set aside.
         profile_key = b"" if person is None else history.profile_key(1 + person % max(1, history.log.tail().lsn))
-        return history.decide(decision_key(number), actions, profile_key=profile_key, on_impression=on_impression)
+        return history.decide(
+            decision_key(number), actions, profile_key=profile_key, on_impression=on_impression, propensity=0.3
+        )
 
     return step
 
@@ -286,7 +288,7 @@ def long_history() -> MemoryLog:
         )
         history.decide(
             decision_key(rng.randrange(20)), rng.sample(ACTIONS, 2), profile_key=history.profile_key(lsn),
-            on_impression=turn % 2 == 0,
+            on_impression=turn % 2 == 0, propensity=0.3,
         )  # fmt: skip
         history.report(decision_key(rng.randrange(20)), rng.choice(ACTIONS[:3]))
         history.link(named[0], rng.choice(IDENTITIES), VERDICTS[turn % 3], rng.choice([8.0, 20.0]))

@@ -25,6 +25,7 @@ from tsugi.log.v1.record_pb2 import (
     SourceRecordAccepted,
 )
 from tsugi.requests import PyValue, source_record
+from tsugi.v1.decision_service_pb2 import DecideRequest
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.model_pb2 import ModelRole
 from tsugi.v1.profile_pb2 import Consent, Event
@@ -71,11 +72,27 @@ class History:
         return self.record(RecordKind.RECORD_KIND_SOURCE_RECORD, SourceRecordAccepted(record=said), subjects=subjects)
 
     def decide(
-        self, key: bytes, actions: Sequence[str], *, profile_key: bytes = b"", on_impression: bool = False
+        self,
+        key: bytes,
+        actions: Sequence[str],
+        *,
+        profile_key: bytes = b"",
+        on_impression: bool = False,
+        propensity: float = 0.0,
+        identities: Mapping[str, str] | None = None,
     ) -> int:
-        """Record a decision that filled a slot an action, an empty one for ""; the same key again changes nothing."""
+        """Record a decision that filled a slot an action, an empty one for ""; the same key again changes nothing.
+
+        With a propensity, before the person's own history counted, every slot is for the goal click and is kept in it.
+        """
+        for_goal = SlotRecord(goal="click", general_propensity=propensity) if propensity else SlotRecord()
         slots = [SlotRecord(action=action, on_impression=on_impression and bool(action)) for action in actions]
-        decision = DecisionRecord(decision_key=key, profile_key=profile_key, slots=slots)
+        for slot in slots:
+            if slot.action:
+                slot.MergeFrom(for_goal)
+        named = [Identity(namespace=namespace, value=value) for namespace, value in (identities or {}).items()]
+        request = DecideRequest(identities=named).SerializeToString()
+        decision = DecisionRecord(decision_key=key, profile_key=profile_key, slots=slots, request=request)
         return self.record(RecordKind.RECORD_KIND_DECISION, decision, key, (profile_key,) if profile_key else ())
 
     def report(self, key: bytes, action: str, outcome_type: str = "click") -> int:

@@ -21,6 +21,7 @@ from tsugi.log.v1.record_pb2 import (
     OutcomeRecord,
     Provenance,
     RecordKind,
+    SlotHistory,
     SlotRecord,
 )
 from tsugi.v1 import catalog_pb2
@@ -139,6 +140,11 @@ class Writer:
         """
         key = key if key is not None else self.new_key()
         values = features if features is not None else [0.5] * len(catalog.learned.names)
+        # Whoever has a history, every third has none, has seen more and done more than it told.
+        expected = (self._n_keys % 3) / 2.0
+        history = SlotHistory(
+            expected=expected / 2, observed=expected, group_expected=expected, group_observed=3 * expected
+        )
         decision = DecisionRecord(
             decision_key=key,
             provenance=Provenance(catalog_sha256=catalog.sha256),
@@ -153,6 +159,8 @@ class Writer:
                     other_goals=[
                         GoalPrior(goal=name, prior_log_odds=odds) for name, odds in (other_goals or {}).items()
                     ],
+                    general_propensity=0.25,
+                    history=history if expected else None,
                 )
                 if action
                 else SlotRecord()

@@ -52,7 +52,8 @@ def encode(facts: Doubles, columns: FeatureColumns) -> Floats:
 def propensities(prior: Floats, rows: Rows, learned: Floats, models: Models, goal: int) -> Doubles:
     """Correct the prior and squash it."""
     rows = rows.astype(np.intp)
-    log_odds = prior + models.correction_weights[goal, rows] @ learned + models.correction_intercepts[goal, rows]
+    log_odds = models.prior_slopes[goal] * prior + models.correction_weights[goal, rows] @ learned
+    log_odds += models.correction_intercepts[goal, rows]
     probabilities: Doubles = 1.0 / (1.0 + np.exp(-log_odds))
     return probabilities
 

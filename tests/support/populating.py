@@ -10,7 +10,7 @@ from server.profiles import golden, repository
 from server.profiles.identity import identity_key
 from server.profiles.series import SeriesSet
 from server.storage.store import Table, Transaction
-from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredContact, StoredNode, StoredPart
+from tsugi.log.v1.state_pb2 import StoredClaim, StoredConsent, StoredContact, StoredHistory, StoredNode, StoredPart
 from tsugi.requests import PyValue, to_value
 from tsugi.v1.identity_pb2 import Identity
 from tsugi.v1.profile_pb2 import Consent
@@ -23,6 +23,7 @@ class Person(NamedTuple):
     identities: Mapping[str, str]
     consents: Sequence[Consent] = ()
     contacts: Sequence[StoredContact] = ()
+    histories: Sequence[StoredHistory] = ()  # by goal, then action
 
 
 def put(txn: Transaction, profile_key: bytes, person: Person, catalog: Catalog, lsn: int = 1, now_us: int = 0) -> None:
@@ -41,6 +42,7 @@ def put(txn: Transaction, profile_key: bytes, person: Person, catalog: Catalog, 
         lsn=lsn,
         series=series.to_bytes(),
         series_layout=catalog.profiles.series_layout,
+        histories=person.histories,
     )
     txn.put(Table.PARTS, keys[0], part.SerializeToString(deterministic=True))
     txn.put(Table.OWNERS, profile_key, keys[0])

@@ -54,13 +54,13 @@ outcomeTypes:
 - {name: seen, kind: OUTCOME_KIND_IMPRESSION, valueMinimum: -1, valueMaximum: "2.5"}
 goals:
 - name: visit
-  outcomes:
-  - {type: click, reward: 1}
+  outcomes: [{type: click, reward: 1}]
   attributionWindow: 3600s
   defaultReward: 0
   baseRate: 0.05
   settling: SETTLING_LAST
   lateLimit: 86400s
+  personalHistory: true
 channels:
 - name: web
 placements:

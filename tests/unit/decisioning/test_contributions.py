@@ -102,7 +102,7 @@ def learned_by(catalog: Catalog, weights: Mapping[str, float], intercept: float 
 
 
 def correction_of(models: Models) -> Correction:
-    return Correction(models.correction_weights, models.correction_intercepts)
+    return Correction(models.correction_weights, models.correction_intercepts, models.prior_slopes)
 
 
 def asked(desk: Desk, **facts: Any) -> Answer:
