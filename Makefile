@@ -16,6 +16,7 @@ $(VENV)/.dependencies: requirements/dev.lock
 $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml protos/generate.py protos/build_hook.py $(PROTOS)
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(PY) -m server.decisioning.warm
+	$(PY) -m training.warm
 	touch $@
 
 protos: $(VENV)/.dependencies
@@ -34,8 +35,10 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Compiled first, because the tests start some hundred programs, and Python may be told to write no bytecode.
 test: setup
-	$(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile $(if $(PYTEST_REPORT),--junitxml=$(PYTEST_REPORT))
+	$(PY) -m compileall -q server training protos tests/support
+	$(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(if $(PYTEST_REPORT),--junitxml=$(PYTEST_REPORT))
 
 test-all: setup
 	$(PY) -m pytest

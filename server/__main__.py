@@ -73,11 +73,11 @@ def worker(slot: int, port: int) -> None:
     # gRPC writes a line for each socket we shut while draining; what matters we log ourselves.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     settings = _settings(None)
-    from server import app, roles, telemetry
+    from server import app, control, roles, telemetry
 
     roles.die_with_parent()
     telemetry.configure_logs(f"worker-{slot}")
-    sys.exit(roles.run_worker(settings, roles.Place(slot, port, app.build_name())))
+    control.leave(roles.run_worker(settings, roles.Place(slot, port, app.build_name())))
 
 
 @main.command(hidden=True)
@@ -85,11 +85,11 @@ def worker(slot: int, port: int) -> None:
 def projector(slot: int) -> None:
     """Run the projector; started by serve."""
     settings = _settings(None)
-    from server import app, roles, telemetry
+    from server import app, control, roles, telemetry
 
     roles.die_with_parent()
     telemetry.configure_logs("projector")
-    sys.exit(roles.run_projector(settings, roles.Place(slot, 0, app.build_name())))
+    control.leave(roles.run_projector(settings, roles.Place(slot, 0, app.build_name())))
 
 
 @main.command("check-config")

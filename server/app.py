@@ -29,7 +29,7 @@ from server import telemetry
 from server.config import Settings, as_environment
 from server.control import SILENT_S_MAX, ControlPage
 from server.files import Files
-from server.kernel import CACHE_FOLDER
+from server.kernel_cache import CACHE_FOLDER
 from server.registry.blobs import Blobs
 from server.storage.lmdb_log import LmdbLog, SchemaTooNewError
 from server.storage.lmdb_store import LmdbStore

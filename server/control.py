@@ -3,7 +3,8 @@
 Each role has a slot and writes the monotonic clock into it from its main loop; the supervisor replaces a role that
 falls silent. The latch is raised by the first process whose log write failed: from then on nobody acknowledges anything
 until the supervisor has opened and verified the log anew. Each worker also says which configuration it serves, so that
-a push can answer when all of them do. Eight bytes are written at once, so no reader sees half a number.
+a push can answer when all of them do. Eight bytes are written at once, so no reader sees half a number. And how a role
+leaves: at once.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 SLOTS_MAX: Final = 300
 BEAT_S: Final = 0.25
@@ -25,6 +27,16 @@ TURN_S_MAX: Final = 30.0  # a loop that waits for a disk may take so long for on
 
 _WORD: Final = struct.Struct("<Q")
 _LATCH: Final = 0
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End this process at once, once all that must last is closed and no thread of ours runs.
+
+    Freeing every module and compiled kernel one by one, as the interpreter would, takes 0.4 s that a restart waits for.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 class ControlPage:

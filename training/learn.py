@@ -31,7 +31,7 @@ from google.protobuf.message import DecodeError
 from server import telemetry
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
-from server.control import ControlPage, Heart
+from server.control import ControlPage, Heart, leave
 from server.files import Files
 from server.profiles.erased import ERASED_HEAD
 from server.registry.blobs import Blobs
@@ -46,6 +46,7 @@ from training.ownership import EpochFencedError, FolderOwnedError, Ownership
 from training.personal import Personal
 from training.rewards import Counts, Lesson, Rewards, Terms, terms_of
 from training.snapshots import FORMAT_VERSION, AtStep, Snapshots
+from training.warm import warm
 from tsugi.log.v1.learner_pb2 import LearnerArrays, LearnerSnapshot
 from tsugi.log.v1.record_pb2 import CatalogChange, RecordKind
 from tsugi.v1 import catalog_pb2
@@ -501,6 +502,7 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: 
     log = open_log(files.log, log_map_bytes, stop)
     if log is None:
         return
+    warm()
     try:
         learner = Learner(
             log,
@@ -522,6 +524,7 @@ def learn_command(data: Path, log_map_bytes: int, publish_ms: int, snapshot_ms: 
         sys.exit(EXIT_DATA)
     finally:
         log.close()
+    leave(0)
 
 
 def _no_beat() -> None:

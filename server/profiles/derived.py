@@ -32,6 +32,8 @@ _DISTINCT: Final = int(catalog_pb2.WINDOW_KIND_DISTINCT)
 _RECENCY: Final = int(catalog_pb2.WINDOW_KIND_RECENCY)
 _LAST: Final = int(catalog_pb2.WINDOW_KIND_LAST)
 _DAY_US: Final = 86_400 * 1_000_000  # a visit reaches no further back
+_NO_STEPS: Final[Rows] = np.zeros((0, 0), np.int32)
+_NO_STEPS.flags.writeable = False  # as a journey's are, or its first catalog would have the kernel compiled in service
 
 
 class Derived:
@@ -59,7 +61,7 @@ class Derived:
         self._columns = (
             windows.series, windows.kinds, windows.spans_us,
             np.ascontiguousarray(read[first_window : first_window + len(windows.names)]),
-            journey.steps if journey is not None else np.zeros((0, 0), np.int32),
+            journey.steps if journey is not None else _NO_STEPS,
             *segments.rules.columns(), segments.rows, terms.slopes,
         )  # fmt: skip
 

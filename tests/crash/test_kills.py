@@ -42,7 +42,8 @@ from tsugi.log.v1.record_pb2 import RecordKind
 
 HERE = Path(__file__).parent
 MAP_BYTES = 1 << 32
-ROLES = ("server worker", "server projector", "training learn")
+# A worker twice, as there are two of them; and as a role that died waits longer each time before it starts again.
+ROLES = ("server worker", "server projector", "server worker", "training learn")
 SETTINGS = {"SERVE_WORKERS": 2, "SERVE_CONNECTION_AGE_MS_MAX": 500, "SERVE_CONNECTION_AGE_GRACE_MS": 500}
 WAIT_S = 60.0
 
@@ -68,7 +69,7 @@ def test_fifty_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_acknowledging_before_the_commit_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE / "acknowledges_early"))
+    monkeypatch.setenv("PYTHONPATH", str(HERE / "acknowledges_early"), prepend=os.pathsep)
     files, acknowledged = killed_under_load(tmp_path, n_kills=6, seed=3, roles=("server worker",))
     with opened(files) as log, pytest.raises(AssertionError, match="was lost"):
         check_ledger(log, files, acknowledged)

@@ -80,7 +80,7 @@ def test_forty_kills_while_people_are_joined_and_parted_change_nobody(tmp_path: 
 
 @pytest.mark.slow
 def test_acknowledging_before_the_commit_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE / "acknowledges_early"))
+    monkeypatch.setenv("PYTHONPATH", str(HERE / "acknowledges_early"), prepend=os.pathsep)
     killed_while_told(tmp_path, n_kills=4, seed=3, roles=("server worker",))
     files = Files.below(tmp_path / "data")
     with opened(files) as log, pytest.raises(AssertionError, match="was lost"):

@@ -30,7 +30,8 @@ def test_demonstration_plays_to_its_end_and_writes_figures_and_picture(tmp_path:
 @pytest.mark.slow
 def test_traffic_begins_when_the_server_knows_its_people(tmp_path: Path) -> None:
     world = World(compile_catalog(load_catalog((MODELS_FOLDER / "catalog.yaml").read_text())), 1)
-    with running_server(tmp_path, {"SERVE_WORKERS": 1}) as server, Client(server.address, timeout_s=10.0) as client:
+    settings = {"SERVE_WORKERS": 1, "LEARNER_ENABLED": False}
+    with running_server(tmp_path, settings) as server, Client(server.address, timeout_s=10.0) as client:
         prepare(client, Console(quiet=True))
         traffic = Traffic(world, client, rate=1.0, call_share=0.0, seed=1, on_decision=lambda _: None)
         traffic.introduce(world.people(1_000))

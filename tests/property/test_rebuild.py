@@ -310,7 +310,7 @@ def test_everything_happens_in_the_long_history() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "every"), [("memory", 17), ("lmdb", 61), pytest.param("memory", 1, marks=pytest.mark.long)]
+    ("engine", "every"), [("memory", 37), ("lmdb", 97), pytest.param("memory", 1, marks=pytest.mark.long)]
 )
 def test_projector_killed_at_changes_of_a_long_history_goes_on_to_the_same_state(engine: str, every: int) -> None:
     log = long_history()

@@ -173,12 +173,13 @@ class Server:
         return self._on(role, connect)
 
     def has_listening(self, role: str) -> bool:
-        """Say whether connections lead to a worker."""
+        """Say whether a worker listens, so that connections lead to it."""
+        process = self._role_processes().get(role)
         try:
-            self.client_on(role).close()
-        except LookupError:
+            connections = process.net_connections("tcp") if process is not None else []
+        except psutil.Error:  # it has ended
             return False
-        return True
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == self.port for each in connections)
 
     def channel_on(self, role: str) -> grpc.Channel:
         """Return a plain channel whose one connection leads to a certain worker; as client_on."""

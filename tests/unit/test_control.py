@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -89,3 +91,9 @@ def test_heart_beats_at_once_and_on_and_ends_with_its_block(monkeypatch: pytest.
         assert beats, "before the role says that it is ready"
         until(lambda: len(beats) >= 5, "it beats on")
     assert not heart._thread.is_alive()
+
+
+def test_process_that_leaves_has_said_what_it_said_and_has_its_exit_code() -> None:
+    script = "import sys; from server.control import leave; sys.stdout.write('said'); leave(7)"
+    left = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (left.returncode, left.stdout, left.stderr) == (7, b"said", b"")

@@ -378,3 +378,4 @@ def test_warm_kernels_are_those_that_service_calls() -> None:
     look(NOON_US, told.insert(entries), catalog)
     look(NOON_US, SeriesSet.empty(0), compile_catalog(message()))
     assert [len(each.signatures) for each in dispatchers] == known
+    assert len(dispatchers[-1].signatures) == 1, "with a journey and without"
