@@ -18,7 +18,7 @@ import numpy as np
 
 from training.fleet import Fleet
 from training.goal_fleet import GoalFleet, Member
-from training.learners.base import Arrays, Constants, Doubles, Row
+from training.learners.base import MODEL_FIELD, Arrays, Constants, Doubles, Modelled, Row
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
 
 FORMAT_VERSION: Final = 1
@@ -81,6 +81,7 @@ class _Block:
             self._constants |= type(member.learner).constants(goal.base_rate)
         self._rows: dict[int, int] = {}  # by the action's row in the space
         self._fields: dict[str, Doubles] = {}
+        self._model = b""
         self._message: GoalArrays | None = None
         self._is_new = True
         self._n_actions = 0  # of the space, when last renewed: what is shared says something about each
@@ -109,6 +110,7 @@ class _Block:
             is_all_changed = self._is_new or member.learner.is_shared
             changed = {*member.learner.seen, *known, *stale} if is_all_changed else stale
             self._write(member, sorted(changed))
+        self._model = b"".join(self._models())
         self._compare_with_river(list(islice(stale.values(), CHECKED_ROWS)))
         self._goal.stale = {}
         self._is_new, self._message = False, None
@@ -124,10 +126,19 @@ class _Block:
             slope, intercept = self._goal.calibration.scaling
             if (slope, intercept) != (1.0, 0.0):
                 self._message.calibration_slope, self._message.calibration_intercept = slope, intercept
+            setattr(self._message, MODEL_FIELD, self._model)
         return self._message
 
     def _present_sources(self) -> tuple[Member, Member]:
         return self._goal.serving, self._goal.posterior
+
+    def _models(self) -> list[bytes]:
+        """Return the graph of the one that serves, if it has one; the posterior has none."""
+        learners = [member.learner for member in self._sources]
+        try:
+            return [learner.model() for learner in learners if isinstance(learner, Modelled)]
+        except ArithmeticError as error:
+            raise UnsafeArraysError(f"the graph of {self._goal.goal}: {error}") from error
 
     def _write(self, member: Member, actions: Sequence[int]) -> None:
         for action in actions:
@@ -151,6 +162,8 @@ class _Block:
     def _compare_with_river(self, rows: Sequence[Row]) -> None:
         for row in rows:
             arrays: Arrays = {field: stacked[self._rows[row.action]] for field, stacked in self._fields.items()}
+            if self._model:
+                arrays[MODEL_FIELD] = np.frombuffer(self._model, np.uint8).astype(np.float64)
             features = np.zeros(self._width)
             features[: row.x.size - 1] = row.x[1:]
             for member in self._sources:

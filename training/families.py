@@ -9,6 +9,7 @@ from training.learners.baseline import Baseline
 from training.learners.bayesian import BayesianRegression
 from training.learners.diagonal import DiagonalRegression
 from training.learners.factorised import FactorisedCorrection
+from training.learners.forest import Forest
 from training.learners.hashed import HashedCorrection
 from training.learners.logistic import LogisticCorrection
 
@@ -19,6 +20,7 @@ FAMILIES: Final[dict[str, type[Learner]]] = {
         BayesianRegression,
         DiagonalRegression,
         FactorisedCorrection,
+        Forest,
         HashedCorrection,
         LogisticCorrection,
     )

@@ -84,6 +84,7 @@ class Fleet:
             if goal.name not in self.goals:
                 rate = sigmoid(goal.base_log_odds)
                 self.goals[goal.name] = GoalFleet(self.space, goal.name, rate, self.lsn, self.time_us)
+            self.goals[goal.name].have(goal.learners, self.lsn, self.time_us)
 
     def learn(self, lesson: Lesson) -> None:
         """Teach one lesson to the learners of its goal. Cost: some 40 µs at 40 features."""

@@ -76,6 +76,7 @@ class GoalFleet:
         changes: the newest changes, oldest first.
         calibration: whether what the one that serves states comes true.
         stale: what was learned last of each action, since somebody emptied it.
+        families: those that take part because the catalog names them.
     """
 
     def __init__(self, space: Space, goal: str, base_rate: float, lsn: int = 0, time_us: int = 0) -> None:
@@ -86,6 +87,7 @@ class GoalFleet:
         self.sums = np.zeros((0, standing.COLUMNS))
         self.changes: list[FleetChange] = []
         self.stale: dict[int, Row] = {}
+        self.families: tuple[str, ...] = ()
         self._space = space
         self._lsn, self._time_us = lsn, time_us
         self.calibration = Calibration()
@@ -107,6 +109,20 @@ class GoalFleet:
     def posterior(self) -> Member:
         """The one whose posterior is published."""
         return self.members[1]
+
+    def have(self, families: tuple[str, ...], lsn: int = 0, time_us: int = 0) -> None:
+        """Have these families take part beside those that always do.
+
+        Those newly named begin at once; those no longer named go as others do, but do not begin again.
+        """
+        self._lsn, self._time_us = lsn, time_us
+        new = [family for family in families if family not in self.families]
+        self.families = families
+        for family in new:
+            if all(member.learner.family != family for member in self.members) and self._has_room(family):
+                self._begin(self._new(family, FAMILIES[family].choices[0]))
+                began = standing.Estimate(0.0, 0.0)
+                self._note(_Kind.FLEET_CHANGE_KIND_BEGUN, self.members[-1].number, began, self.serving.number)
 
     def learn(self, row: Row, reward: float, lsn: int = 0, time_us: int = 0) -> None:
         """Teach one row to all. Cost: the learners', and 3 µs.
@@ -163,6 +179,7 @@ class GoalFleet:
             changes=self.changes,
             next_choice=self._next_choice,
             calibration=self.calibration.save(),
+            families=self.families,
         )
         for place, member in enumerate(self.members):
             saved = state.members.add(
@@ -185,6 +202,7 @@ class GoalFleet:
         fleet._n_tested, fleet._next_choice = state.n_tested, state.next_choice
         fleet.changes = list(state.changes)
         fleet.calibration.load(state.calibration)
+        fleet.families = tuple(state.families)
         fleet.members = [fleet._restored_member(saved) for saved in state.members]
         fleet.sums = np.array([np.frombuffer(saved.sums) for saved in state.members])
         return fleet
@@ -217,7 +235,7 @@ class GoalFleet:
         for place in risen:
             if place != self._serving:
                 self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESTARTED)
-            elif weakest := self._challengers()[-1:]:
+            elif weakest := self._droppable(self._challengers())[-1:]:
                 self._replace(weakest[0], self._new(self.serving.learner.family, self.serving.learner.settings))
 
     def _decide_who_serves(self) -> None:
@@ -241,7 +259,7 @@ class GoalFleet:
     def _end_round(self) -> None:
         """Drop the weaker half of the challengers, and let new ones begin in their places."""
         ranked = self._challengers()
-        weak = ranked[len(ranked) // 2 :]
+        weak = self._droppable(ranked[len(ranked) // 2 :])
         strongest = self.members[self._serving if not ranked or not self._leads(ranked[0]) else ranked[0]]
         for i, place in enumerate(weak):
             successor = self._heir(strongest.learner) if i == 0 else self._next_in_list()
@@ -255,6 +273,12 @@ class GoalFleet:
         """Return the places of those that may come to serve, the strongest of the round first."""
         places = [p for p, member in enumerate(self.members) if member.is_challenger and p != self._serving]
         return sorted(places, key=lambda place: (-standing.late_lead_of(self.sums[place]), place))
+
+    def _droppable(self, places: list[int]) -> list[int]:
+        """Leave out the strongest of each family that the catalog names: it may need longer than a round."""
+        ranked = [self._serving, *self._challengers()]
+        kept = {next((p for p in ranked if self.members[p].learner.family == family), None) for family in self.families}
+        return [place for place in places if place not in kept]
 
     def _leads(self, place: int) -> bool:
         return standing.late_lead_of(self.sums[place]) > 0.0
@@ -271,9 +295,10 @@ class GoalFleet:
 
     def _next_in_list(self) -> Learner | None:
         """Return the next of what may take part that does not yet, and that there is room for."""
-        for _ in range(len(LATER)):
-            family, settings = LATER[self._next_choice % len(LATER)]
-            self._next_choice = (self._next_choice + 1) % len(LATER)
+        later = (*LATER, *((family, settings) for family in self.families for settings in FAMILIES[family].choices))
+        for _ in range(len(later)):
+            family, settings = later[self._next_choice % len(later)]
+            self._next_choice = (self._next_choice + 1) % len(later)
             if not self._takes_part(family, settings) and self._has_room(family):
                 return self._new(family, settings)
         return None

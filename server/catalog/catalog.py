@@ -308,6 +308,7 @@ class Goal:
     settling: catalog_pb2.Settling = catalog_pb2.SETTLING_FIRST  # never unspecified
     late_limit_us: int = 0
     keeps_history: bool = True  # of what came of what each person was shown
+    learners: tuple[str, ...] = ()  # families that take part beside those that always do
 
 
 @dataclass(frozen=True, slots=True)

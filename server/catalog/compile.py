@@ -340,6 +340,9 @@ def compile_goal(goal: catalog_pb2.Goal) -> Goal:
         settling=goal.settling or catalog_pb2.SETTLING_FIRST,
         late_limit_us=duration_us(goal.late_limit),
         keeps_history=keeps_history(goal),
+        learners=tuple(
+            catalog_pb2.LearnerFamily.Name(family).removeprefix("LEARNER_FAMILY_").lower() for family in goal.learners
+        ),
     )
 
 

@@ -124,6 +124,13 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             faults.add(f"{path}.base_rate", f"above 0 and below 1, got {goal.base_rate}")
         faults.enum(f"{path}.settling", goal.settling, catalog_pb2.Settling)
         faults.span(f"{path}.late_limit", goal.late_limit, 0, WINDOW_US_MAX)
+        faults.count(f"{path}.learners", len(goal.learners), 0, 8)
+        for j, family in enumerate(goal.learners):
+            if family == catalog_pb2.LEARNER_FAMILY_UNSPECIFIED:
+                faults.add(f"{path}.learners[{j}]", "name a family, such as LEARNER_FAMILY_FOREST")
+            faults.enum(f"{path}.learners[{j}]", family, catalog_pb2.LearnerFamily)
+        if len(set(goal.learners)) != len(goal.learners):
+            faults.add(f"{path}.learners", "the same family stands twice; name it once")
 
 
 def _placements(catalog: catalog_pb2.Catalog, faults: Faults) -> None:

@@ -47,6 +47,15 @@ def propensities(
 
 
 @kernel
+def shifted(log_odds: Floats, offsets: Doubles) -> Floats:
+    """Return float32[m] log-odds with float64[m] added."""
+    out = np.empty(log_odds.size, np.float32)
+    for i in range(log_odds.size):
+        out[i] = float(log_odds[i]) + offsets[i]
+    return out
+
+
+@kernel
 def weigh(propensity: Floats, goal_weight: float, out: Doubles) -> None:
     """Add what one goal brings: its weight × float32[m] to float64[m]."""
     for i in range(propensity.size):

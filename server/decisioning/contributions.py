@@ -55,6 +55,7 @@ class Correction(NamedTuple):
     weights: Doubles  # float64[goals, n, d]
     intercepts: Doubles  # float64[goals, n]
     slopes: Doubles  # float64[goals], factors on the prior
+    sum_goals: frozenset[int] = frozenset()  # rows of goals that trees serve: what they add is told as one sum
 
     @property
     def n_bytes(self) -> int:
@@ -88,7 +89,12 @@ class Corrections:
             return
         before = self._kept.pop(key, None)
         self._n_bytes -= before.n_bytes if before is not None else 0
-        self._kept[key] = Correction(models.correction_weights, models.correction_intercepts, models.prior_slopes)
+        self._kept[key] = Correction(
+            models.correction_weights,
+            models.correction_intercepts,
+            models.prior_slopes,
+            frozenset(forest.goal_row for forest in models.forests),
+        )
         self._n_bytes += self._kept[key].n_bytes
         while self._n_bytes > self._bytes_max and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
@@ -147,7 +153,7 @@ def contribute(
             if from_champion is None:  # the same for every placement of this goal
                 from_champion = _occluded(record, champion, rows)
             parts.append(from_champion)
-        if correction is not None:
+        if correction is not None and goal not in correction.sum_goals:
             parts.append(_added(record, catalog, correction, goal, rows, priors[ask, picked]))
         elif record.provenance.arrays_sha256:
             parts.append(_added_in_all(priors[ask, picked], general[ask, picked]))

@@ -36,6 +36,7 @@ from server.decisioning.filling import (
     lay_out,
     score,
 )
+from server.decisioning.forests import offsets_of
 from server.decisioning.models import NO_GOAL, Champion, Models, no_champion
 from server.kernel import kernel
 
@@ -88,7 +89,7 @@ class Decisions(NamedTuple):
     general_propensities: Floats  # as propensities, before the person's history counted; empty where nobody has any
     slot_histories: Doubles  # float64[s, 5], of the chosen: general propensity, 0: its goal keeps no history; what that
     # said of it, expected and observed, and of its group
-    is_model_unavailable: bool  # the champion failed; base rates stood in
+    is_model_unavailable: bool  # the champion failed, base rates stood in; or trees did, and added nothing
     champion_log_odds: (
         Floats  # float32[survivors], the prior of the champion's goal; empty: base rates were every prior
     )
@@ -153,10 +154,12 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
     reasons, verdicts, is_settled, left, computed, learned, starts, rows = gated
     prior, is_model_unavailable = champion.score(inputs[: rows.size])
     prior_goal = NO_GOAL if is_model_unavailable else champion.goal_row  # then base rates are the prior of every goal
+    offsets, has_tree_failed = offsets_of(models.forests, len(catalog.goals), learned, starts, rows)
     chosen = _score_and_fill(
         learned,
         prior,
         prior_goal,
+        offsets,
         catalog.goal_base_log_odds,
         models.correction_weights,
         models.correction_intercepts,
@@ -172,6 +175,7 @@ def decide(questions: Questions, catalog: Catalog, models: Models, scratch: Scra
         *catalog.history.columns(),
         *_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows),
     )
+    is_model_unavailable |= has_tree_failed
     return Decisions(reasons, learned, starts, rows, *chosen, is_model_unavailable, prior, prior_goal)
 
 
@@ -396,6 +400,7 @@ def _score_and_fill(
     learned: Floats,
     prior: Floats,
     prior_goal: int,
+    offsets: Doubles,
     base_log_odds: Floats,
     correction_weights: Doubles,
     correction_intercepts: Doubles,
@@ -440,10 +445,10 @@ def _score_and_fill(
 ]:  # fmt: skip
     """Score and fill in one call, because entering a kernel with so many arrays costs more than leaving one out."""
     prior_log_odds, propensities, others, means, deviations, general = score(
-        heads, asks, is_settled, starts, rows, learned, prior, prior_goal, base_log_odds, placement_codes, goal_weights,
-        correction_weights, correction_intercepts, prior_slopes, posterior_rows, posterior_means, posterior_covariances,
-        posterior_scales, now_us, histories, history_starts, goal_keys, is_kept, action_keys, action_rows, groups,
-        spreads,
+        heads, asks, is_settled, starts, rows, learned, prior, prior_goal, offsets, base_log_odds, placement_codes,
+        goal_weights, correction_weights, correction_intercepts, prior_slopes, posterior_rows, posterior_means,
+        posterior_covariances, posterior_scales, now_us, histories, history_starts, goal_keys, is_kept, action_keys,
+        action_rows, groups, spreads,
     )  # fmt: skip
     filled = fill(
         heads, asks, seeds, verdicts, is_settled, left, target_kinds, target_limits, target_starts, target_entries,

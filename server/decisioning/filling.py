@@ -35,6 +35,7 @@ def score(
     learned: Floats,
     prior: Floats,
     prior_goal: int,
+    offsets: Doubles,
     base_log_odds: Floats,
     placement_codes: Rows,
     goal_weights: Doubles,
@@ -66,6 +67,7 @@ def score(
         learned: see Decisions.
         prior: float32[survivors], the champion's log-odds; empty: base rates are the prior of every goal.
         prior_goal: whose prior that is.
+        offsets: float64[goals, survivors], what trees add to log-odds; empty: nothing.
         base_log_odds: float32[goals].
         placement_codes: int32[blends, p, 5], see PlacementColumns.
         goal_weights: see PlacementColumns.
@@ -128,8 +130,11 @@ def score(
                     odds[:] = prior[starts[q] : starts[q + 1]]
                 else:
                     odds[:] = base_log_odds[each]
+                corrected = odds  # which stays the prior, as it is recorded
+                if offsets.size:
+                    corrected = arbitration.shifted(odds, offsets[each, starts[q] : starts[q + 1]])
                 arbitration.propensities(
-                    odds, survivors, learned[q], correction_weights[each], correction_intercepts[each],
+                    corrected, survivors, learned[q], correction_weights[each], correction_intercepts[each],
                     prior_slopes[each], propensity,
                 )  # fmt: skip
                 if is_anybody_known and each == goal:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from server.catalog.catalog import THOMPSON, Catalog, Doubles, FeatureColumns, Floats, Rows
 from server.decisioning.bundle_columns import ModelColumns
 from server.decisioning.features import encode_rows
+from server.decisioning.forests import Forest, Units, forest_of
 from server.registry.scorers import ScoringError
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
 
@@ -82,6 +83,7 @@ class Models:
     erased_lsn: int  # the last LogErased record that nothing in the arrays was learned before
     new_outcome_lsn: int  # the oldest outcome that the arrays published before did not include; 0: none
     new_outcome_time_us: int  # its log time
+    forests: tuple[Forest, ...] = ()  # of the goals that trees serve
 
 
 _NO_PRIOR: Floats = np.empty(0, np.float32)
@@ -132,6 +134,9 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         arrays: as published; None before the first.
         arrays_sha256: of the published bytes.
 
+    Raises:
+        ValueError, IndexError: the arrays are of another size than their names say, or trees cannot be run.
+
     Cost: O(goals × n × d), off the event loop.
     """
     n, d, n_goals = len(catalog.actions.names), len(catalog.learned.names), len(catalog.goals)
@@ -142,6 +147,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     means, covariances = [np.zeros((1, d + 1))], [units.covariances(np.eye(d + 1)[np.newaxis])]
     scales = np.ones(n_goals)
     spreads = np.zeros((n_goals, 2))
+    forests: list[Forest] = []
     is_thompson = (catalog.blends.codes[:, :, 2] == THOMPSON).any(axis=0)
     thompson_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_thompson].any(axis=0)).tolist())
     for block in arrays.goals if arrays is not None else ():
@@ -157,6 +163,8 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         intercepts[goal_row, learned.rows] += slope * corrections[:, d]
         scales[goal_row] = block.posterior_scale
         spreads[goal_row] = _inverse(block.group_strength), _inverse(block.personal_strength)
+        if block.correction_forest:
+            forests.append(learned.forest(goal_row, n, units))
         if goal_row in thompson_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
@@ -179,6 +187,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         erased_lsn=arrays.erased_lsn if arrays is not None else 0,
         new_outcome_lsn=arrays.new_outcome_lsn if arrays is not None else 0,
         new_outcome_time_us=arrays.new_outcome_time_us if arrays is not None else 0,
+        forests=tuple(forests),
     )
 
 
@@ -191,6 +200,7 @@ class _Units:
     def __init__(self, catalog: Catalog, arrays: LearnerArrays | None) -> None:
         d = len(catalog.learned.names)
         self._map = np.eye(d + 1)
+        self.centers, self.spreads = np.zeros(d), np.ones(d)
         if arrays is None or not arrays.spreads:
             return
         positions = {name: j for j, name in enumerate(catalog.learned.names)}
@@ -198,6 +208,7 @@ class _Units:
         for name, center, spread in zip(arrays.features, centers.tolist(), spreads.tolist(), strict=True):
             if (j := positions.get(name)) is not None:
                 self._map[j, j], self._map[j, d] = 1.0 / spread, -center / spread
+                self.centers[j], self.spreads[j] = center, spread
 
     def means(self, means: Doubles) -> Doubles:
         """Turn float64[m, d + 1], the intercept last."""
@@ -225,6 +236,8 @@ class _Block:
 
     def corrections(self, d: int) -> Doubles:
         corrections = np.zeros((self._picked.size, d + 1))
+        if not self._block.correction_intercepts:
+            return corrections
         weights = _doubles(self._block.correction_weights, self._height, self._width)
         corrections[:, self.columns] = weights[np.ix_(self._picked, self._kept)]
         corrections[:, d] = _doubles(self._block.correction_intercepts, self._height)[self._picked]
@@ -248,6 +261,16 @@ class _Block:
         source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
         covariances[np.ix_(everything, columns, columns)] = source[np.ix_(self._picked, kept, kept)]
         return covariances
+
+    def forest(self, goal_row: int, n: int, units: _Units) -> Forest:
+        places = Units(
+            self.columns.astype(np.int32),
+            self._kept.astype(np.int32),
+            units.centers[self.columns],
+            units.spreads[self.columns],
+        )
+        picked, rows = self._picked.astype(np.int32), self.rows.astype(np.int32)
+        return forest_of(self._block, goal_row, n, picked, rows, self._width, places)
 
 
 def _inverse(strength: float) -> float:

@@ -15,7 +15,16 @@ import pytest
 from server.catalog.catalog import Doubles
 from training import learners
 from training.families import FAMILIES, FIRST, LATER, POSTERIORS
-from training.learners.base import FEATURE_MAX, PRIOR_LOG_ODDS_MAX, Learner, Row, settings_text, sigmoid
+from training.learners.base import (
+    FEATURE_MAX,
+    MODEL_FIELD,
+    PRIOR_LOG_ODDS_MAX,
+    Learner,
+    Modelled,
+    Row,
+    settings_text,
+    sigmoid,
+)
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import GoalArrays, MemberState
 
@@ -108,6 +117,8 @@ def restored(learner: Learner, space: Space) -> Learner:
 def exported_prediction(learner: Learner, row: Row) -> tuple[float, float]:
     """Score a row with what the learner publishes, as workers do."""
     arrays = {field: array[0] for field, array in learner.export([row.action]).items()}
+    if isinstance(learner, Modelled):
+        arrays[MODEL_FIELD] = np.frombuffer(learner.model(), np.uint8).astype(np.float64)
     return learner.score(arrays, type(learner).constants(BASE_RATE), row.x[1:], row.prior_log_odds)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, NamedTuple, Protocol, Self
+from typing import ClassVar, Final, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ Settings = Mapping[str, float]
 
 FEATURE_MAX: Final = 8.0  # spreads from the center; whoever lies further out teaches as if there
 PRIOR_LOG_ODDS_MAX: Final = 15.0  # a chance of 3 in 10 million; a certain prior could never be corrected
+MODEL_FIELD: Final = "correction_forest"  # of GoalArrays: what a family says by a graph instead of weights
 
 
 class Row(NamedTuple):
@@ -103,6 +104,21 @@ class Learner(Protocol):
     @staticmethod
     def score(arrays: Arrays, constants: Constants, features: Doubles, prior_log_odds: float) -> Prediction:
         """Return what workers compute from one exported row, features being float64[d] in column order."""
+
+
+@runtime_checkable
+class Modelled(Protocol):
+    """A learner that also publishes a graph: for all actions of its goal, beside their rows of arrays.
+
+    Its ``score`` finds the graph among the arrays as MODEL_FIELD, a byte a number.
+    """
+
+    def model(self) -> bytes:
+        """Return an ONNX graph, see GoalArrays.
+
+        Raises:
+            ArithmeticError: a number in it is not finite.
+        """
 
 
 def sigmoid(log_odds: float) -> float:

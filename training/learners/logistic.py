@@ -96,8 +96,11 @@ class LogisticCorrection:
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner."""
-        correction = self._regressions.known(row.action).mean_of(row.x * self._scale)
-        return Prediction(sigmoid(row.prior_log_odds + correction), 0.0)
+        return Prediction(sigmoid(row.prior_log_odds + self.correction_of(row)), 0.0)
+
+    def correction_of(self, row: Row) -> float:
+        """Return what River adds to the prior's log-odds."""
+        return self._regressions.known(row.action).mean_of(row.x * self._scale)
 
     def export(self, actions: Sequence[int]) -> Arrays:
         """See Learner."""

@@ -124,3 +124,36 @@ def test_policy_and_composition_may_share_a_name() -> None:
         compositions=[{"name": "pair", "atMost": {"countMax": 2}}],
     )
     assert sorted(catalog.profiles.contacts.targets.limits.tolist()) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("learners", "path", "description"),
+    [
+        (["LEARNER_FAMILY_UNSPECIFIED"], "learners[0]", "name a family, such as LEARNER_FAMILY_FOREST"),
+        (
+            ["LEARNER_FAMILY_FOREST", 99],
+            "learners[1]",
+            "one of LEARNER_FAMILY_LOGISTIC, LEARNER_FAMILY_FOREST, got 99",
+        ),
+        (["LEARNER_FAMILY_FOREST"] * 2, "learners", "the same family stands twice; name it once"),
+    ],
+)
+def test_fault_of_who_learns_is_told(learners: list[Any], path: str, description: str) -> None:
+    goal = {
+        "name": "click",
+        "outcomes": [{"type": "click", "reward": 1}],
+        "attributionWindow": "1800s",
+        "baseRate": 0.05,
+    }
+    assert (f"goals[0].{path}", description) in faults(goals=[goal | {"learners": learners}])
+
+
+def test_who_learns_beside_the_usual_is_named_by_family() -> None:
+    goal = {
+        "name": "click",
+        "outcomes": [{"type": "click", "reward": 1}],
+        "attributionWindow": "1800s",
+        "baseRate": 0.05,
+    }
+    catalog = compiled(goals=[goal, goal | {"name": "sale", "learners": ["LEARNER_FAMILY_FOREST"]}])
+    assert [each.learners for each in catalog.goals] == [(), ("forest",)]
