@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import click
 
-from server import commands, config
+from server import commands, config, learner_commands
 from server.attributing.command import attribution
 from server.files import Files, OwnedError
 from server.importing.command import import_command
@@ -118,7 +118,7 @@ def _refuse(error: config.ConfigError) -> NoReturn:
     sys.exit(78)
 
 
-for command in (*commands.ALL, import_command, outbound, attribution):
+for command in (*commands.ALL, *learner_commands.ALL, import_command, outbound, attribution):
     main.add_command(command)
 
 if __name__ == "__main__":

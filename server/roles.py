@@ -293,6 +293,8 @@ class _Worker:
                 "ListModelRevisions": models.list_model_revisions,
                 "AssignModelRole": models.assign_model_role,
                 "RollbackModel": models.rollback_model,
+                "ListLearners": models.list_learners,
+                "ResetLearner": models.reset_learner,
             },
             uploads={"PushCatalog": catalogs.push_catalog, "PushModel": models.push_model},
             streams={
@@ -326,6 +328,7 @@ class _Worker:
             self._log.check_readers()
             self._store.check_readers()
             telemetry.LOG_MAP_USED.set(self._log.used_share())
+            self._decisions.choices.tell()
             await asyncio.sleep(HOUSEKEEPING_S)
 
 

@@ -56,6 +56,31 @@ LEARNER_BEHIND_SECONDS = Gauge(
     multiprocess_mode="livemax",
 )  # fmt: skip
 SWAPS = Counter("tsugi_swaps", "Catalogs, champions or learner arrays taken into use", ["what"])
+CHOICE_ENTROPY = Gauge(
+    "tsugi_choice_entropy", "How evenly a placement's last 1,000 or so choices lie over actions, 0 to 1",
+    ["placement"], multiprocess_mode="livemin",
+)  # fmt: skip
+LEARNER_LOSS = Gauge(
+    "tsugi_learner_loss", "Mean log loss of the learner that serves a goal and of the baseline, before learning",
+    ["goal", "role"], multiprocess_mode="livemax",
+)  # fmt: skip
+LEARNER_SERVING = Gauge(
+    "tsugi_learner_serving", "Number of the learner that serves a goal; 0 is the baseline", ["goal"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+LEARNER_FAMILY = Gauge(
+    "tsugi_learner_family", "1 for the family of the learner that serves a goal, 0 for the others", ["goal", "family"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+LEARNER_CHANGES = Gauge(
+    "tsugi_learner_changes", "Promotions and demotions since the goal was met", ["goal", "kind"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+LEARNER_CALIBRATION = Gauge(
+    "tsugi_learner_calibration", "Rewards that came / that the learner that serves expected, of its last 3,000 or so",
+    ["goal"], multiprocess_mode="livemax",
+)  # fmt: skip
+ALARMS = Counter("tsugi_alarms", "Times that a bound was crossed which somebody should look at", ["alarm"])
 ROLE_STARTS = Counter("tsugi_role_starts", "Starts of process roles", ["role"])
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from training.fleet import Fleet
 from training.goal_fleet import GoalFleet, Member
 from training.learners.base import MODEL_FIELD, Arrays, Constants, Doubles, Modelled, Row
+from training.telling import goal_learners
 from tsugi.log.v1.learner_pb2 import GoalArrays, LearnerArrays
 
 FORMAT_VERSION: Final = 1
@@ -65,6 +66,7 @@ class Exporter:
             centers=self._fleet.scaling.centers.tobytes(),
             spreads=self._fleet.scaling.spreads.tobytes(),
             goals=[block.message() for block in self._blocks.values()],
+            learners=[goal_learners(goal) for goal in self._fleet.goals.values()],
         )
 
 

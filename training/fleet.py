@@ -24,6 +24,7 @@ from training.scaling import SETTLED_ROWS, Reading, Scaling, reading_of
 from training.space import Space
 from training.standing import weight_of
 from tsugi.log.v1.learner_pb2 import ActionTokens, LearnerSnapshot
+from tsugi.v1.model_pb2 import LearnerRole
 
 # What made the numbers of a state: with any of it changed, going on from them is not what a replay would have done.
 ARITHMETIC: Final = "; ".join(
@@ -108,11 +109,11 @@ class Fleet:
         else:
             goal.correct(row, lesson.reward - lesson.taught)
 
-    def reset(self, goals: Iterable[str] = ()) -> None:
-        """Let all learners of these goals begin anew; none named: of all."""
+    def reset(self, goals: Iterable[str] = (), role: int = LearnerRole.LEARNER_ROLE_ALL) -> None:
+        """Let the learners of a role, of these goals, begin anew; none named: of all goals. See GoalFleet.reset."""
         for name in list(goals) or list(self.goals):
             if name in self.goals:
-                self.goals[name].reset(self.lsn, self.time_us)
+                self.goals[name].reset(self.lsn, self.time_us, role)
 
     def save(self, snapshot: LearnerSnapshot) -> None:
         """Write the state into a snapshot."""

@@ -22,6 +22,7 @@ from training.learners.base import Learner, Row, Settings, log_odds_of, settings
 from training.learners.baseline import Baseline
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import FleetChange, FleetChangeKind, GoalState, MemberState
+from tsugi.v1.model_pb2 import LearnerRole
 
 ALPHA: Final = 0.05  # the chance that a goal ever promotes or demotes without cause, over all of its tests
 REVIEW_ROWS: Final = 32
@@ -41,15 +42,17 @@ class Member:
         number: unique within the goal, ascending; 0 is the baseline.
         learner: the learner.
         begun_lsn: the log record it began after.
+        begun_time_us: its log time.
         drift: its detector.
     """
 
-    __slots__ = ("begun_lsn", "drift", "learner", "number")
+    __slots__ = ("begun_lsn", "begun_time_us", "drift", "learner", "number")
 
-    def __init__(self, number: int, learner: Learner, begun_lsn: int) -> None:
+    def __init__(self, number: int, learner: Learner, begun_lsn: int, begun_time_us: int) -> None:
         self.number = number
         self.learner = learner
         self.begun_lsn = begun_lsn
+        self.begun_time_us = begun_time_us
         self.drift = Drift()
 
     @property
@@ -75,6 +78,9 @@ class GoalFleet:
         n_rows: rows learned from.
         changes: the newest changes, oldest first.
         calibration: whether what the one that serves states comes true.
+        serving_since: the change by which the one that serves came to serve; None: it serves since the goal was met.
+        promotions: how often there was one since then.
+        demotions: likewise.
         stale: what was learned last of each action, since somebody emptied it.
         families: those that take part because the catalog names them.
     """
@@ -86,6 +92,8 @@ class GoalFleet:
         self.members: list[Member] = []
         self.sums = np.zeros((0, standing.COLUMNS))
         self.changes: list[FleetChange] = []
+        self.serving_since: FleetChange | None = None
+        self.promotions, self.demotions = 0, 0
         self.stale: dict[int, Row] = {}
         self.families: tuple[str, ...] = ()
         self._space = space
@@ -158,12 +166,35 @@ class GoalFleet:
         for sums in self.sums:
             standing.begin_test(sums, self._next_test())
 
-    def reset(self, lsn: int, time_us: int) -> None:
-        """Let everybody begin anew, and the first of the list serve; who takes part stays."""
+    def reset(self, lsn: int, time_us: int, role: int = LearnerRole.LEARNER_ROLE_ALL) -> None:
+        """Let learners begin anew under their numbers; who takes part stays.
+
+        All: the first of the list serves, as when the goal was met. The one that serves: it begins anew among the
+        challengers, and the baseline serves until one is proven to do better than it. Whoever resets it does not trust
+        what serves; a learner that nothing is known of must not serve in its place, and those that learned on beside it
+        are proven soon. The challengers: who serves stays.
+
+        Args:
+            lsn: the record that said so.
+            time_us: its log time.
+            role: a LearnerRole; of others than these three nothing is done.
+        """
         self._lsn, self._time_us = lsn, time_us
-        self.serve(2)
-        for place, member in enumerate(self.members):
-            self._restart(place, member.learner.settings, _Kind.FLEET_CHANGE_KIND_RESET)
+        places: dict[int, Iterable[int]] = {
+            LearnerRole.LEARNER_ROLE_ALL: range(len(self.members)),
+            LearnerRole.LEARNER_ROLE_SERVING: [self._serving],
+            LearnerRole.LEARNER_ROLE_CHALLENGER: sorted(self._challengers()),
+        }
+        changes = {
+            place: self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESET)
+            for place in places.get(role, ())
+        }
+        if role == LearnerRole.LEARNER_ROLE_ALL:
+            self.serving_since = changes[2]
+            self.serve(2)
+        elif role == LearnerRole.LEARNER_ROLE_SERVING and self._serving != 0:
+            self.serving_since = changes[self._serving]
+            self.serve(0)
 
     def save(self) -> GoalState:
         """Return the whole state."""
@@ -180,6 +211,9 @@ class GoalFleet:
             next_choice=self._next_choice,
             calibration=self.calibration.save(),
             families=self.families,
+            serving_since=self.serving_since,
+            promotions=self.promotions,
+            demotions=self.demotions,
         )
         for place, member in enumerate(self.members):
             saved = state.members.add(
@@ -189,6 +223,7 @@ class GoalFleet:
                 begun_lsn=member.begun_lsn,
                 sums=self.sums[place].tobytes(),
                 heard=np.array(member.drift.heard).tobytes(),
+                begun_time_us=member.begun_time_us,
             )
             member.learner.save(saved)
         return state
@@ -203,6 +238,8 @@ class GoalFleet:
         fleet.changes = list(state.changes)
         fleet.calibration.load(state.calibration)
         fleet.families = tuple(state.families)
+        fleet.serving_since = state.serving_since if state.HasField("serving_since") else None
+        fleet.promotions, fleet.demotions = state.promotions, state.demotions
         fleet.members = [fleet._restored_member(saved) for saved in state.members]
         fleet.sums = np.array([np.frombuffer(saved.sums) for saved in state.members])
         return fleet
@@ -212,7 +249,7 @@ class GoalFleet:
         settings = next(choice for choice in family.choices if settings_text(choice) == saved.settings)
         learner = family(self._space, self.base_rate, settings)
         learner.load(saved)
-        member = Member(saved.number, learner, saved.begun_lsn)
+        member = Member(saved.number, learner, saved.begun_lsn, saved.begun_time_us)
         member.drift = Drift(np.frombuffer(saved.heard).tolist())
         return member
 
@@ -250,7 +287,9 @@ class GoalFleet:
         best = max(proven, key=lambda place: leads[place].mean)
         kind = _Kind.FLEET_CHANGE_KIND_PROMOTED if best else _Kind.FLEET_CHANGE_KIND_DEMOTED
         number = self.members[best].number if best else self.serving.number
-        self._note(kind, number, leads[best], self.serving.number if best else 0)
+        self.serving_since = self._note(kind, number, leads[best], self.serving.number if best else 0)
+        self.promotions += bool(best)
+        self.demotions += not best
         self.serve(best)
 
     def _may_serve(self, place: int) -> bool:
@@ -314,7 +353,7 @@ class GoalFleet:
         return FAMILIES[family](self._space, self.base_rate, settings)
 
     def _begin(self, learner: Learner) -> None:
-        self.members.append(Member(self._next_number, learner, self._lsn))
+        self.members.append(Member(self._next_number, learner, self._lsn, self._time_us))
         self._next_number += 1
         self.sums = np.vstack([self.sums, np.zeros((1, standing.COLUMNS))])
         standing.begin(self.sums[-1], self._next_test())
@@ -323,28 +362,31 @@ class GoalFleet:
         """Put a new learner in the place of another."""
         lead = standing.lead_of(self.sums[place], ALPHA)
         self._note(_Kind.FLEET_CHANGE_KIND_DROPPED, self.members[place].number, lead, self.serving.number)
-        self.members[place] = member = Member(self._next_number, learner, self._lsn)
+        self.members[place] = member = Member(self._next_number, learner, self._lsn, self._time_us)
         self._next_number += 1
         standing.begin(self.sums[place], self._next_test())
         self._note(_Kind.FLEET_CHANGE_KIND_BEGUN, member.number, standing.Estimate(0.0, 0.0), self.serving.number)
 
-    def _restart(self, place: int, settings: Settings, kind: FleetChangeKind) -> None:
+    def _restart(self, place: int, settings: Settings, kind: FleetChangeKind) -> FleetChange:
         """Let a learner begin anew, under its number."""
         before = self.members[place]
-        self._note(kind, before.number, standing.lead_of(self.sums[place], ALPHA), self.serving.number)
-        self.members[place] = Member(before.number, self._new(before.learner.family, settings), self._lsn)
+        change = self._note(kind, before.number, standing.lead_of(self.sums[place], ALPHA), self.serving.number)
+        learner = self._new(before.learner.family, settings)
+        self.members[place] = Member(before.number, learner, self._lsn, self._time_us)
         standing.begin(self.sums[place], self._next_test())
+        return change
 
     def _next_test(self) -> int:
         self._n_tested += 1
         return self._n_tested
 
-    def _note(self, kind: FleetChangeKind, number: int, lead: standing.Estimate, other: int) -> None:
+    def _note(self, kind: FleetChangeKind, number: int, lead: standing.Estimate, other: int) -> FleetChange:
         change = FleetChange(
             kind=kind, number=number, lsn=self._lsn, time_us=self._time_us, lead=lead.mean, radius=lead.radius,
             other=other,
         )  # fmt: skip
         self.changes = [*self.changes, change][-CHANGES_KEPT:]
+        return change
 
 
 def known(space: Space, states: Iterable[GoalState]) -> dict[str, GoalFleet]:

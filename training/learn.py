@@ -42,13 +42,14 @@ from server.storage.record import CHAIN_START, CorruptRecordError, Record
 from training.export import Exporter, UnsafeArraysError
 from training.fleet import ARITHMETIC, Fleet
 from training.meanings import Meanings
+from training.monitor import Monitor
 from training.ownership import EpochFencedError, FolderOwnedError, Ownership
 from training.personal import Personal
 from training.rewards import Counts, Lesson, Rewards, Terms, terms_of
 from training.snapshots import FORMAT_VERSION, AtStep, Snapshots
 from training.warm import warm
 from tsugi.log.v1.learner_pb2 import LearnerArrays, LearnerSnapshot
-from tsugi.log.v1.record_pb2 import CatalogChange, RecordKind
+from tsugi.log.v1.record_pb2 import CatalogChange, LearnerReset, RecordKind
 from tsugi.v1 import catalog_pb2
 
 ARRAYS_FILE: Final = "arrays.binpb"
@@ -62,6 +63,7 @@ EXIT_OWNED = 75
 
 _CATALOG_CHANGE: Final = RecordKind.RECORD_KIND_CATALOG_CHANGE  # looked up once: it is compared with every record's
 _OUTCOME: Final = RecordKind.RECORD_KIND_OUTCOME
+_LEARNER_RESET: Final = RecordKind.RECORD_KIND_LEARNER_RESET
 _CATALOGS_KEPT = 8
 
 
@@ -155,6 +157,9 @@ class _Course:
             self.fleet.meet(goals, terms.names, terms.actions)
         elif record.kind == _OUTCOME and not self.new_outcome[0] and record.lsn > self.told_lsn:
             self.new_outcome = (record.lsn, record.time_us)
+        elif record.kind == _LEARNER_RESET and not record.is_tombstone:
+            reset = LearnerReset.FromString(record.payload)
+            self.fleet.reset(reset.goals, reset.role)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
 
 
@@ -244,6 +249,11 @@ class Learner:
         """How many records of the log are not learned from yet, and their span in log time, microseconds."""
         tail = self._log.tail()
         return tail.lsn - self.learned_lsn, tail.time_us - self.learned_time_us if self.learned_lsn else 0
+
+    @property
+    def fleet(self) -> Fleet:
+        """All learners, to be looked at; another one after an erasure."""
+        return self._course.fleet
 
     @property
     def counts(self) -> Counts:
@@ -418,11 +428,13 @@ def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> 
         stop: set by somebody else.
         turned: called at each turn of the loop, which may wait for the disk.
     """
+    monitor = Monitor()
     try:
         while not stop.is_set():
             turned()
             n_records = learner.step()
-            learner.publish_if_due()
+            if learner.publish_if_due():
+                monitor.look(learner.fleet)
             _tell(learner)
             learner.snapshot_if_due()
             if n_records == 0:

@@ -603,7 +603,10 @@ class Client:
         validate_only: bool = False,
         timeout_s: float | None = None,
     ) -> model_service_pb2.AssignModelRoleResponse:
-        """Give a role to a revision; an empty revision leaves the role to nobody."""
+        """Give a role to a revision; an empty revision leaves the role to nobody.
+
+        The role learner is given to "baseline", which turns all that was learned and all exploring off, or to "fleet".
+        """
         request = model_service_pb2.AssignModelRoleRequest(
             role=role, revision=revision, etag=etag, request_id=request_id, validate_only=validate_only
         )
@@ -623,6 +626,29 @@ class Client:
             role=role, etag=etag, request_id=request_id, validate_only=validate_only
         )
         return self._call(self._stubs(request_id).models.RollbackModel, request, timeout_s)
+
+    def list_learners(
+        self, goal: str = "", *, page_size: int = 0, page_token: str = "", timeout_s: float | None = None
+    ) -> model_service_pb2.ListLearnersResponse:
+        """Read one page of the goals' learners and how they do; of one goal alone when it is named."""
+        request = model_service_pb2.ListLearnersRequest(goal=goal, page_size=page_size, page_token=page_token)
+        return self._call(self._stubs().models.ListLearners, request, timeout_s)
+
+    def reset_learner(
+        self,
+        role: model_pb2.LearnerRole,
+        goals: Iterable[str] = (),
+        *,
+        etag: str = "",
+        request_id: str = "",
+        validate_only: bool = False,
+        timeout_s: float | None = None,
+    ) -> model_service_pb2.ResetLearnerResponse:
+        """Have the learners of a role begin anew: of these goals, by default of all."""
+        request = model_service_pb2.ResetLearnerRequest(
+            role=role, goals=goals, etag=etag, request_id=request_id, validate_only=validate_only
+        )
+        return self._call(self._stubs(request_id).models.ResetLearner, request, timeout_s)
 
     def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
         """Say whether the server takes calls, of all services or of one by its full name."""

@@ -11,8 +11,8 @@ import asyncio
 import errno
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypedDict
 
 from google.protobuf.message import DecodeError
 
@@ -20,8 +20,18 @@ from server.catalog.allotting import allot_all
 from server.catalog.catalog import Catalog
 from server.catalog.compile import compile_catalog
 from server.decisioning.bundle_columns import bundle_columns
-from server.decisioning.history import KINDS, Change, Entry, base, before, entries, entry_at, holder
-from server.decisioning.live import CATALOG_HEAD, CHALLENGER_HEAD, MODEL_HEAD, POLL_S, ROLE_HEADS, Live
+from server.decisioning.history import KINDS, THE_BASELINE, Change, Entry, base, before, entries, entry_at, holder
+from server.decisioning.live import (
+    BUNDLE_ROLE_HEADS,
+    CATALOG_HEAD,
+    CHALLENGER_HEAD,
+    LEARNER_HEAD,
+    MODEL_HEAD,
+    POLL_S,
+    RESET_HEAD,
+    ROLE_HEADS,
+    Live,
+)
 from server.errors import TsugiError, Violation, not_found
 from server.registry.blobs import Blobs
 from server.registry.bundle import check_in_sandbox, parse
@@ -30,7 +40,8 @@ from server.storage.log import Fate, Log, LogFullError, LogUnavailableError, Rec
 from server.storage.record import NO_KEY, Draft
 from server.tokens import TokenKey
 from tsugi.log.v1.bundle_pb2 import Bundle
-from tsugi.log.v1.record_pb2 import Allotment, CatalogChange, ModelPushed, ModelRoleChange
+from tsugi.log.v1.learner_pb2 import LearnerArrays
+from tsugi.log.v1.record_pb2 import Allotment, CatalogChange, LearnerReset, ModelPushed, ModelRoleChange
 from tsugi.v1.catalog_pb2 import Catalog as CatalogMessage
 from tsugi.v1.error_reason_pb2 import ErrorReason
 
@@ -52,6 +63,11 @@ class Changed(NamedTuple):
     etag: int
     lsn: int
     is_duplicate: bool
+
+
+class _Held(TypedDict, total=False):
+    bundle_sha256: bytes
+    baseline: bool
 
 
 class Configuration:
@@ -179,7 +195,7 @@ class Configuration:
 
         Args:
             role: one of ROLE_HEADS.
-            sha256: of the bundle.
+            sha256: of the bundle; for the role learner THE_BASELINE, or empty: the fleet.
             wish: as of every write; a request id stands for one change of one role.
 
         Raises:
@@ -188,14 +204,12 @@ class Configuration:
         write = _Write(b"assign_model_role", ROLE_HEADS[role], sha256, wish)
         if (earlier := self._earlier(write)) is not None:
             return earlier
-        if sha256 and self._pushed(sha256) is None:
+        if sha256 and write.head != LEARNER_HEAD and self._pushed(sha256) is None:
             raise not_found("model revision", sha256.hex(), "revision")
         await self._check_fit(sha256)
         if wish.validate_only:
             return self._validated(write, sha256)
-        return await self._append(
-            write, lambda head: ModelRoleChange(role=role, bundle_sha256=sha256, previous_lsn=head)
-        )
+        return await self._append(write, lambda head: ModelRoleChange(role=role, previous_lsn=head, **_held(sha256)))
 
     async def rollback_role(self, role: int, wish: Wish) -> Changed:
         """Give a role back to who had it before, or to none; arguments as for assign_role.
@@ -217,9 +231,43 @@ class Configuration:
         return await self._append(
             write,
             lambda head: ModelRoleChange(
-                role=role, bundle_sha256=sha256, previous_lsn=head, rollback=True, restored_lsn=restored_lsn
+                role=role, previous_lsn=head, rollback=True, restored_lsn=restored_lsn, **_held(sha256)
             ),
         )
+
+    async def reset_learners(self, role: int, goals: Sequence[str], wish: Wish) -> Changed:
+        """Have the learners of a role begin anew when the learner process comes to the record of it.
+
+        Args:
+            role: a LearnerRole that can be reset.
+            goals: whose; empty: of all.
+            wish: as of every write.
+
+        Raises:
+            TsugiError: RESOURCE_NOT_FOUND, CATALOG_MISSING, and those of every write.
+        """
+        reset = LearnerReset(role=role, goals=sorted(goals))
+        write = _Write(b"reset_learner", RESET_HEAD, reset.SerializeToString(), wish)
+        if (earlier := self._earlier(write)) is not None:
+            return earlier
+        await self._require_catalog()
+        known = self.goals()
+        for i, goal in enumerate(goals):
+            if goal not in known:
+                raise not_found("goal", goal, f"goals[{i}]")
+        if wish.validate_only:
+            return self._validated(write, b"")
+        return await self._append(write, lambda head: LearnerReset(role=role, goals=reset.goals, previous_lsn=head))
+
+    def told(self) -> LearnerArrays:
+        """Return what the learner process told last, its learners in order of first sight; empty before the first."""
+        live = self._current()
+        return live.published if live is not None and live.published is not None else LearnerArrays()
+
+    def goals(self) -> set[str]:
+        """Return the goals that learners can be of: those of the catalog in force, and those that were met before."""
+        live = self._current()
+        return {each.goal for each in self.told().learners} | (live.catalog.goal_rows.keys() if live else set())
 
     def history(self, head: str, from_lsn: int | None = None) -> Iterator[Entry]:
         """Yield a history, newest first, from a change on or from the head. Cost: one read a change.
@@ -266,7 +314,7 @@ class Configuration:
             ) from error
         catalog = compile_catalog(message, data)
         misfits: dict[str, TsugiError] = {}
-        for head in ROLE_HEADS.values():
+        for head in BUNDLE_ROLE_HEADS.values():
             if sha256 := holder(self._log, head):
                 try:
                     bundle_columns(parse(self._blobs.get(sha256)).manifest, catalog)
@@ -287,6 +335,10 @@ class Configuration:
             )
 
     async def _check_fit(self, sha256: bytes) -> None:
+        if sha256 == THE_BASELINE:  # a kill switch waits for nothing
+            if not self.etag(CATALOG_HEAD):
+                raise _catalog_missing()
+            return
         catalog = await self._require_catalog()
         if sha256:
             bundle = parse(await asyncio.to_thread(self._blobs.get, sha256))
@@ -357,7 +409,7 @@ class Configuration:
                 raise refusal(error) from error
             if receipt.fate is not Fate.HEAD_MOVED or write.wish.etag is not None:
                 changed = self._stands(settled(receipt))
-                if write.head != MODEL_HEAD:
+                if write.head not in {MODEL_HEAD, RESET_HEAD}:  # of which workers see nothing
                     await self._wait_until_served(changed.lsn)
                 return changed
 
@@ -382,14 +434,19 @@ class _Write(NamedTuple):
 
     def digest(self) -> bytes:
         # Roles share a method, and so its request ids. The champion's digests are as they were when no other role could
-        # be assigned, for they stand in logs; a challenger's never equals one of them.
-        apart = CHALLENGER_HEAD.encode() if self.head == CHALLENGER_HEAD else b""
+        # be assigned, for they stand in logs; those of other roles never equal one of them.
+        apart = self.head.encode() if self.head in {CHALLENGER_HEAD, LEARNER_HEAD} else b""
         return hashlib.blake2b(self.payload, digest_size=16, person=apart).digest()
 
 
 async def _sha256(data: bytes) -> bytes:
     """Hash away from the event loop: 64 MiB take a tenth of a second."""
     return (await asyncio.to_thread(hashlib.sha256, data)).digest()
+
+
+def _held(sha256: bytes) -> _Held:
+    """Return who has a role, as a ModelRoleChange says it."""
+    return {"baseline": True} if sha256 == THE_BASELINE else {"bundle_sha256": sha256}
 
 
 def _catalog_lsn(live: Live | None) -> int:

@@ -195,7 +195,9 @@ class _Seen:
         """Return what held for a placement asked for."""
         told = PlacementExplanation(placement=self._request.placements[ask].placement)
         never = int(self._catalog.blends.codes[self._blend, self._placements[ask], 4])
-        if self._marks[ask] & BUDGET_SPENT:
+        if self._record.provenance.baseline and not self._record.random_control:
+            told.not_explored_by = "baseline"
+        elif self._marks[ask] & BUDGET_SPENT:
             told.not_explored_by = "budget"
         elif never >= 0 and self._verdict(never) != NO:
             told.not_explored_by = varied_exploration(self._catalog.message, self._record, told.placement).never_on

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from server.decisioning.live import CATALOG_HEAD, MODEL_HEAD, ROLE_HEADS
+from server.decisioning.live import BASELINE, CATALOG_HEAD, MODEL_HEAD, RESET_HEAD, ROLE_HEADS
 from server.errors import field_invalid
 from server.storage.log import Log
 from server.storage.record import Record
-from tsugi.log.v1.record_pb2 import CatalogChange, ModelPushed, ModelRoleChange, RecordKind
+from tsugi.log.v1.record_pb2 import CatalogChange, LearnerReset, ModelPushed, ModelRoleChange, RecordKind
 
-Change = CatalogChange | ModelPushed | ModelRoleChange
+Change = CatalogChange | ModelPushed | ModelRoleChange | LearnerReset
 
 KINDS: Final[dict[type[Change], RecordKind]] = {
     CatalogChange: RecordKind.RECORD_KIND_CATALOG_CHANGE,
     ModelPushed: RecordKind.RECORD_KIND_MODEL_PUSHED,
     ModelRoleChange: RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE,
+    LearnerReset: RecordKind.RECORD_KIND_LEARNER_RESET,
 }
+THE_BASELINE: Final = BASELINE.encode()  # who has the role learner, where others are named by their sha256
 
 _MESSAGES: Final[dict[int, type[Change]]] = {kind: message for message, kind in KINDS.items()}
 
@@ -34,14 +36,23 @@ class Entry(NamedTuple):
 
     @property
     def sha256(self) -> bytes:
-        """What the change is about: a catalog or a bundle."""
-        return self.change.catalog_sha256 if isinstance(self.change, CatalogChange) else self.change.bundle_sha256
+        """What the change is about: a catalog or a bundle; THE_BASELINE; empty: nobody, or the fleet."""
+        match self.change:
+            case CatalogChange():
+                return self.change.catalog_sha256
+            case LearnerReset():
+                return b""
+            case ModelRoleChange(baseline=True):
+                return THE_BASELINE
+        return self.change.bundle_sha256
 
     @property
     def head(self) -> str:
         """The name of the history it belongs to."""
         if isinstance(self.change, ModelRoleChange):
             return ROLE_HEADS.get(self.change.role, "")
+        if isinstance(self.change, LearnerReset):
+            return RESET_HEAD
         return CATALOG_HEAD if isinstance(self.change, CatalogChange) else MODEL_HEAD
 
 

@@ -39,10 +39,14 @@ CATALOG_HEAD = "catalog"
 MODEL_HEAD = "model"
 CHAMPION_HEAD = "role/champion"
 CHALLENGER_HEAD = "role/challenger"
-ROLE_HEADS: Final[dict[int, str]] = {
+LEARNER_HEAD = "role/learner"
+RESET_HEAD = "learner/reset"
+BUNDLE_ROLE_HEADS: Final[dict[int, str]] = {
     ModelRole.MODEL_ROLE_CHAMPION: CHAMPION_HEAD,
     ModelRole.MODEL_ROLE_CHALLENGER: CHALLENGER_HEAD,
 }
+ROLE_HEADS: Final[dict[int, str]] = BUNDLE_ROLE_HEADS | {ModelRole.MODEL_ROLE_LEARNER: LEARNER_HEAD}
+FLEET, BASELINE = "fleet", "baseline"  # who may have the role learner; the fleet does until told otherwise
 POLL_S = 0.02
 
 _ARRAYS_DIGEST_BYTES = 32
@@ -54,6 +58,7 @@ class Heads(NamedTuple):
     catalog_lsn: int
     champion_lsn: int
     challenger_lsn: int
+    learner_lsn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,8 @@ class Live:
     champion: Served
     challenger: Served | None  # the same learner arrays over another prior; None: there is none that can be used
     heads: Heads
+    is_baseline: bool = False  # the learners' arrays are left out, and nothing is explored
+    published: LearnerArrays | None = None  # what the learner told last, used or not
 
     @property
     def lsn(self) -> int:
@@ -190,20 +197,37 @@ class Watcher:
                 structlog.get_logger().exception("watcher_failed")
 
     def _heads(self) -> Heads:
-        return Heads(*map(self._log.head, (CATALOG_HEAD, CHAMPION_HEAD, CHALLENGER_HEAD)))
+        return Heads(*map(self._log.head, (CATALOG_HEAD, CHAMPION_HEAD, CHALLENGER_HEAD, LEARNER_HEAD)))
 
     def _swap_configuration(self, heads: Heads) -> None:
+        is_baseline = self._is_baseline_at(heads.learner_lsn)
         try:
             catalog = self._catalog_at(heads.catalog_lsn)
             champion = self._champion_at(heads.champion_lsn, catalog)
         except (BlobError, TsugiError, ScoringError) as error:
             self._failed.add(heads)
             structlog.get_logger().error("swap_refused", **heads._asdict(), why=str(error))
+            if self._live is not None and is_baseline != self._live.is_baseline:
+                self._switch(self._live, is_baseline=is_baseline)
             return
         challenger = self._challenger_at(heads.challenger_lsn, catalog)
-        models = align(catalog, champion, self._arrays, self._arrays_sha256)
-        self._take(catalog, models, challenger, heads)
+        self._take(catalog, self._models(catalog, champion, is_baseline=is_baseline), challenger, heads, is_baseline)
         telemetry.SWAPS.labels("configuration").inc()
+
+    def _switch(self, live: Live, *, is_baseline: bool) -> None:
+        """Turn learners off or on in the set that serves on: a kill switch must work when something else is broken.
+
+        Its heads stay as they are, for it does not include every change up to the newest.
+        """
+        models = self._models(live.catalog, live.models.champion, is_baseline=is_baseline)
+        self._take(live.catalog, models, _challenger_of(live), live.heads, is_baseline)
+
+    def _models(self, catalog: Catalog, champion: Champion, *, is_baseline: bool) -> Models:
+        if not is_baseline:
+            return align(catalog, champion, self._arrays, self._arrays_sha256)
+        # What was kept of former arrays is dropped after an erasure, in use or not.
+        erased_lsn = self._arrays.erased_lsn if self._arrays is not None else 0
+        return replace(align(catalog, champion, None), erased_lsn=erased_lsn)
 
     def _swap_arrays(self, live: Live) -> None:
         published = read_arrays(self._arrays_path)
@@ -216,8 +240,9 @@ class Watcher:
             structlog.get_logger().error("arrays_refused", why=str(error))
             return
         self._arrays, self._arrays_sha256 = published
-        challenger = live.challenger.models.champion if live.challenger is not None else None
-        self._take(live.catalog, models, challenger, live.heads)
+        if live.is_baseline:
+            models = self._models(live.catalog, live.models.champion, is_baseline=True)
+        self._take(live.catalog, models, _challenger_of(live), live.heads, live.is_baseline)
         telemetry.SWAPS.labels("arrays").inc()
 
     def _catalog_at(self, lsn: int) -> Catalog:
@@ -261,6 +286,11 @@ class Watcher:
         assert record is not None, "a head names a record"
         return ModelRoleChange.FromString(record.payload).bundle_sha256
 
+    def _is_baseline_at(self, lsn: int) -> bool:
+        """Say whether the baseline has the role learner by its newest change."""
+        record = self._log.get(lsn) if lsn else None
+        return record is not None and ModelRoleChange.FromString(record.payload).baseline
+
     def _model(self, sha256: bytes, catalog: Catalog) -> Champion:
         """Load a bundle, unless it serves already, in this role or the other; raises as load_champion does."""
         live = self._live
@@ -269,7 +299,9 @@ class Watcher:
                 return served.models.champion
         return load_champion(self._blobs, sha256, catalog)
 
-    def _take(self, catalog: Catalog, models: Models, challenger: Champion | None, heads: Heads) -> None:
+    def _take(
+        self, catalog: Catalog, models: Models, challenger: Champion | None, heads: Heads, is_baseline: bool
+    ) -> None:
         self._live = make_live(
             catalog,
             models,
@@ -278,6 +310,9 @@ class Watcher:
             self._build,
             challenger=challenger,
             challenger_lsn=heads.challenger_lsn,
+            learner_lsn=heads.learner_lsn,
+            is_baseline=is_baseline,
+            published=self._arrays,
         )
         self._on_swap(self._live)
 
@@ -298,6 +333,9 @@ def make_live(
     *,
     challenger: Champion | None = None,
     challenger_lsn: int = 0,
+    learner_lsn: int = 0,
+    is_baseline: bool = False,
+    published: LearnerArrays | None = None,
 ) -> Live:
     """Put one set together and serialise what replies and records say of it.
 
@@ -309,20 +347,31 @@ def make_live(
         build: name and version of the program.
         challenger: made for the same catalog; it shares the arrays of models.
         challenger_lsn: the change that gave it its role; 0 for none.
+        learner_lsn: the change that gave the fleet or the baseline the role learner; 0 for none.
+        is_baseline: whether the baseline has it; models are then made without arrays.
+        published: what the learner told last.
     """
     return Live(
         catalog=catalog,
-        champion=_served(catalog, models, build),
+        champion=_served(catalog, models, build, is_baseline=is_baseline),
         challenger=(
-            _served(catalog, replace(models, champion=challenger), build, is_challenger=True)
+            _served(catalog, replace(models, champion=challenger), build, is_challenger=True, is_baseline=is_baseline)
             if challenger is not None
             else None
         ),
-        heads=Heads(catalog_lsn, champion_lsn, challenger_lsn),
+        heads=Heads(catalog_lsn, champion_lsn, challenger_lsn, learner_lsn),
+        is_baseline=is_baseline,
+        published=published,
     )
 
 
-def _served(catalog: Catalog, models: Models, build: str, *, is_challenger: bool = False) -> Served:
+def _challenger_of(live: Live) -> Champion | None:
+    return live.challenger.models.champion if live.challenger is not None else None
+
+
+def _served(
+    catalog: Catalog, models: Models, build: str, *, is_challenger: bool = False, is_baseline: bool = False
+) -> Served:
     sha256 = models.champion.sha256
     provenance = Provenance(
         catalog_sha256=catalog.sha256,
@@ -332,6 +381,7 @@ def _served(catalog: Catalog, models: Models, build: str, *, is_challenger: bool
         learned_lsn=models.learned_lsn,
         arrays_sha256=models.arrays_sha256,
         build=build,
+        baseline=is_baseline,
     )
     reply = DecideResponse(catalog_revision=catalog.revision, model_revisions=model_uses(provenance))
     # Concatenated messages merge, so a part serialised once can be appended to any record.
@@ -352,7 +402,9 @@ def model_uses(provenance: Provenance) -> list[ModelRevisionUse]:
         )
         if sha256
     ]
-    if provenance.learner_epoch:
+    if provenance.baseline:
+        uses.append(ModelRevisionUse(role=ModelRole.MODEL_ROLE_LEARNER, revision=BASELINE))
+    elif provenance.learner_epoch:
         uses.append(
             ModelRevisionUse(
                 role=ModelRole.MODEL_ROLE_LEARNER,

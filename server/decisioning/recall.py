@@ -121,7 +121,8 @@ def _questions(record: DecisionRecord, catalog: Catalog) -> Questions:
     named = request.candidate_actions or request.excluded_actions or request.outcomes
     listings = [listing_of(request, catalog)] if named else []
     mode = RANDOM_CONTROL if record.random_control else EXPLORE
-    if Degradation.DEGRADATION_EXPLORATION_OFF in record.degradations:
+    is_baseline = record.provenance.baseline and not record.random_control
+    if is_baseline or Degradation.DEGRADATION_EXPLORATION_OFF in record.degradations:
         mode = NO_EXPLORATION
     holds = _holds(record, catalog)
     facts = _column(record.facts, np.float64)

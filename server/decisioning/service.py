@@ -24,8 +24,9 @@ from server import telemetry
 from server.catalog.catalog import Catalog
 from server.decisioning import claims, reply
 from server.decisioning.budgets import Budgets
+from server.decisioning.choices import Choices
 from server.decisioning.claims import Chosen
-from server.decisioning.decide import NO_EXPLORATION, Scratch, decide
+from server.decisioning.decide import EXPLORE, NO_EXPLORATION, Scratch, decide
 from server.decisioning.gather import Asked, Batch, gather_profile, gather_request
 from server.decisioning.live import Live, Served
 from server.decisioning.remember import Views
@@ -66,6 +67,9 @@ class Settings(NamedTuple):
 class DecisionService:
     """Decides for one worker. All methods are called on the event loop.
 
+    Attributes:
+        choices: how evenly its choices lie over actions.
+
     Args:
         log: read for repeated request ids and for erasures that are not projected yet.
         store: profiles.
@@ -100,6 +104,7 @@ class DecisionService:
         self._erased = Erased(log)
         self._budgets = Budgets(log, settings.n_workers)
         self._request_s = 0.0  # what deciding one request took lately
+        self.choices = Choices()
 
     @property
     def live(self) -> Live | None:
@@ -221,7 +226,7 @@ class DecisionService:
         is_recording = self._committer.accepting
         now = time.monotonic()
         self._budgets.look(live.catalog, now_us)
-        is_learner_stale = self._is_learner_stale(live, now_us)
+        is_learner_stale = not live.is_baseline and self._is_learner_stale(live, now_us)
         with self._store.read() as snapshot:
             state = read_applied(snapshot)
             erased = self._erased.since(state.lsn)
@@ -239,6 +244,8 @@ class DecisionService:
                         continue
                     gather_request(asked, batch)
                     gather_profile(asked, batch, snapshot, erased)
+                    if live.is_baseline and asked.mode == EXPLORE:  # the random control is no exploring: it measures
+                        asked.mode = NO_EXPLORATION
                     self._budgets.constrain(asked, live.catalog)
                 except TsugiError as error:
                     asked.refuse(error)
@@ -260,7 +267,9 @@ class DecisionService:
         at_least = asked.at_least_lsn
         if not at_least:
             return False
-        is_unlearned = asked.request.wait_for_learning and live.models.learned_lsn < at_least
+        # Under the kill switch nothing that was learned is used, so there is nothing to wait for.
+        is_waiting = asked.request.wait_for_learning and not live.is_baseline
+        is_unlearned = is_waiting and live.models.learned_lsn < at_least
         if is_unlearned and self._unlearned.add(asked):
             return True
         if state.lsn < at_least or live.lsn < min(at_least, state.configuration_lsn):
@@ -332,6 +341,7 @@ class DecisionService:
             if asked.request.preview or not _waits_for_disk(asked):
                 asked.answer(reply_bytes)
         asyncio.get_running_loop().call_soon(self._remember, batch, views, replies)
+        asyncio.get_running_loop().call_soon(self.choices.note, batch, decisions)
 
     def _take(self, asked: Asked, chosen: Sequence[Chosen], catalog: Catalog) -> bool:
         """Note what a decision claims and spends, and say whether it can; where it cannot it is refused."""

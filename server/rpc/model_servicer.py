@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from itertools import islice
+from typing import Final
 
 from server.decisioning.configuration import Configuration
-from server.decisioning.history import Entry
-from server.decisioning.live import CHALLENGER_HEAD, CHAMPION_HEAD, MODEL_HEAD, ROLE_HEADS
-from server.errors import field_invalid
+from server.decisioning.history import THE_BASELINE, Entry
+from server.decisioning.live import (
+    BASELINE,
+    CHALLENGER_HEAD,
+    CHAMPION_HEAD,
+    FLEET,
+    LEARNER_HEAD,
+    MODEL_HEAD,
+    RESET_HEAD,
+    ROLE_HEADS,
+)
+from server.errors import field_invalid, not_found
 from server.profiles.repository import timestamp
 from server.registry.bundle import BUNDLE_BYTES_MAX
 from server.rpc import validate
@@ -16,16 +26,28 @@ from server.rpc.catalog_servicer import validate_wish
 from server.rpc.methods import Context
 from server.rpc.upload import Upload, Uploads
 from tsugi.log.v1.record_pb2 import ModelPushed
-from tsugi.v1.model_pb2 import ModelRevision, ModelRole
+from tsugi.v1.model_pb2 import LearnerRole, ModelRevision, ModelRole
 from tsugi.v1.model_service_pb2 import (
     AssignModelRoleRequest,
     AssignModelRoleResponse,
+    ListLearnersRequest,
+    ListLearnersResponse,
     ListModelRevisionsRequest,
     ListModelRevisionsResponse,
     PushModelRequest,
     PushModelResponse,
+    ResetLearnerRequest,
+    ResetLearnerResponse,
     RollbackModelRequest,
     RollbackModelResponse,
+)
+
+RESET_GOALS_MAX: Final = 64
+
+_RESETTABLE: Final = (
+    LearnerRole.LEARNER_ROLE_SERVING,
+    LearnerRole.LEARNER_ROLE_CHALLENGER,
+    LearnerRole.LEARNER_ROLE_ALL,
 )
 
 
@@ -78,6 +100,7 @@ class ModelServicer:
             model_revisions=(_revision(entry, holders) for entry in entries),
             champion_etag=str(self._configuration.etag(CHAMPION_HEAD)),
             challenger_etag=str(self._configuration.etag(CHALLENGER_HEAD)),
+            learner_etag=str(self._configuration.etag(LEARNER_HEAD)),
         )
         if entries and entries[-1].change.previous_lsn:
             response.next_page_token = str(entries[-1].change.previous_lsn)
@@ -88,7 +111,7 @@ class ModelServicer:
     ) -> AssignModelRoleResponse:
         """See ModelService.AssignModelRole."""
         _assignable(request.role)
-        sha256 = validate.revision(request.revision) if request.revision else b""
+        sha256 = _held(request.role, request.revision)
         wish = validate_wish(request.request_id, request.etag, validate_only=request.validate_only)
         changed = await self._configuration.assign_role(request.role, sha256, wish)
         return AssignModelRoleResponse(etag=str(changed.etag), lsn=changed.lsn, duplicate=changed.is_duplicate)
@@ -101,8 +124,49 @@ class ModelServicer:
         wish = validate_wish(request.request_id, request.etag, validate_only=request.validate_only)
         changed = await self._configuration.rollback_role(request.role, wish)
         return RollbackModelResponse(
-            revision=changed.sha256.hex(), etag=str(changed.etag), lsn=changed.lsn, duplicate=changed.is_duplicate
+            revision=_holder_name(request.role, changed.sha256),
+            etag=str(changed.etag),
+            lsn=changed.lsn,
+            duplicate=changed.is_duplicate,
         )
+
+    async def list_learners(self, request: ListLearnersRequest, _raw: bytes, _context: Context) -> ListLearnersResponse:
+        """See ModelService.ListLearners."""
+        size, first = validate.page(request.page_size, request.page_token)
+        configuration = self._configuration
+        told = configuration.told()
+        goals = list(told.learners)
+        if request.goal:
+            goals = [each for each in goals if each.goal == request.goal]
+            if not goals and request.goal not in configuration.goals():
+                raise not_found("goal", request.goal, "goal")
+        if first is not None and first >= len(goals):
+            raise field_invalid("page_token", "pass it exactly as received")
+        last = (first or 0) + size
+        response = ListLearnersResponse(
+            goals=goals[first or 0 : last],
+            next_page_token=str(last) if last < len(goals) else "",
+            learned_lsn=told.learned_lsn,
+            epoch=told.epoch,
+            in_force=_holder_name(ModelRole.MODEL_ROLE_LEARNER, configuration.holders()[ModelRole.MODEL_ROLE_LEARNER]),
+            learner_etag=str(configuration.etag(LEARNER_HEAD)),
+            reset_etag=str(configuration.etag(RESET_HEAD)),
+        )
+        if told.learned_lsn:
+            response.learned_time.FromMicroseconds(told.learned_time_us)
+        return response
+
+    async def reset_learner(self, request: ResetLearnerRequest, _raw: bytes, _context: Context) -> ResetLearnerResponse:
+        """See ModelService.ResetLearner."""
+        if request.role not in _RESETTABLE:
+            raise field_invalid("role", f"{', '.join(map(LearnerRole.Name, _RESETTABLE))} are what can be reset")
+        validate.at_most("goals", len(request.goals), RESET_GOALS_MAX)
+        for i, goal in enumerate(request.goals):
+            if goal in request.goals[:i]:
+                raise field_invalid(f"goals[{i}]", "a goal may be named once")
+        wish = validate_wish(request.request_id, request.etag, validate_only=request.validate_only)
+        changed = await self._configuration.reset_learners(request.role, request.goals, wish)
+        return ResetLearnerResponse(etag=str(changed.etag), lsn=changed.lsn, duplicate=changed.is_duplicate)
 
 
 def _revision(entry: Entry, holders: Mapping[int, bytes]) -> ModelRevision:
@@ -119,8 +183,22 @@ def _revision(entry: Entry, holders: Mapping[int, bytes]) -> ModelRevision:
     )
 
 
+def _held(role: int, revision: str) -> bytes:
+    """Return who is to have a role, as a history names it."""
+    if role == ModelRole.MODEL_ROLE_LEARNER:
+        if revision not in {FLEET, BASELINE}:
+            raise field_invalid("revision", f'"{FLEET}" or "{BASELINE}" has the role learner')
+        return THE_BASELINE if revision == BASELINE else b""
+    return validate.revision(revision) if revision else b""
+
+
+def _holder_name(role: int, sha256: bytes) -> str:
+    """Return who has a role, as a caller names it."""
+    if role == ModelRole.MODEL_ROLE_LEARNER:
+        return BASELINE if sha256 == THE_BASELINE else FLEET
+    return sha256.hex()
+
+
 def _assignable(role: int) -> None:
     if role not in ROLE_HEADS:
-        raise field_invalid(
-            "role", f"{' and '.join(map(ModelRole.Name, ROLE_HEADS))} are the roles that can be assigned"
-        )
+        raise field_invalid("role", f"{', '.join(map(ModelRole.Name, ROLE_HEADS))} are the roles that can be assigned")

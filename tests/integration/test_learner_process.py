@@ -249,7 +249,8 @@ def test_restart_takes_nothing_back_that_was_published(tmp_path: Path, damage: s
     learner.close()
     if damage == "bit":
         path = tmp_path / ARRAYS_FILE
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     elif damage == "other log":
         arrays = LearnerArrays(learned_lsn=log.tail().lsn + 1)
         body = arrays.SerializeToString()

@@ -237,7 +237,7 @@ READS: list[tuple[str, str, Changes, str, str]] = [
     ("unknown revision", "GetCatalog", lambda w: {"revision": "0" * 64}, NOT_FOUND, "revision"),
     *(
         (f"token {t!r}", method, lambda w, t=t: {"pageToken": t or str(w.record_lsn)}, INVALID, "page_token")
-        for method in ("ListCatalogRevisions", "ListModelRevisions")
+        for method in ("ListCatalogRevisions", "ListModelRevisions", "ListLearners")
         for t in ("abc", "0", "-1", "٣", "9" * 19, "9" * 20, "9" * 21, "")
     ),
     ("large page", "GetProfile", lambda w: {"timelinePageSize": 501}, LIMIT, "timeline_page_size"),
@@ -253,6 +253,7 @@ READS: list[tuple[str, str, Changes, str, str]] = [
         )
         for t in ("abc", "00", "é", "0" * 2 * n_bytes + "00", "0 " * n_bytes, "A" * 2 * n_bytes, "٣" * 2 * n_bytes)
     ),
+    ("unknown goal", "ListLearners", lambda w: {"goal": "wealth"}, NOT_FOUND, "goal"),
     ("nobody", "ResolveIdentity", lambda w: {"identities": []}, INVALID, "identities"),
     ("empty identity", "ResolveIdentity", lambda w: identity(value=""), INVALID, "identities[0].value"),
     ("no namespace", "ResolveIdentity", lambda w: identity(namespace=""), INVALID, "identities[0].namespace"),
@@ -294,7 +295,7 @@ READS: list[tuple[str, str, Changes, str, str]] = [
 WRITES: list[tuple[str, str, Changes, str, str]] = [
     *(
         (name, method, lambda w, changes=changes: changes, reason, path)
-        for method in ("RollbackCatalog", "AssignModelRole", "RollbackModel")
+        for method in ("RollbackCatalog", "AssignModelRole", "RollbackModel", "ResetLearner")
         for name, changes, reason, path in (
             ("long request id", {"requestId": "x" * 129}, INVALID, "request_id"),
             ("etag of another form", {"etag": "W/5"}, INVALID, "etag"),
@@ -305,7 +306,10 @@ WRITES: list[tuple[str, str, Changes, str, str]] = [
     ("revision of another form", "RollbackCatalog", lambda w: {"revision": "0" * 63}, INVALID, "revision"),
     ("nothing before", "RollbackCatalog", lambda w: {}, "NO_PREVIOUS_REVISION", ""),
     ("no role", "AssignModelRole", lambda w: {"role": 0}, INVALID, "role"),
-    ("role of the learners", "AssignModelRole", lambda w: {"role": 2}, INVALID, "role"),
+    ("role of the learners to nobody", "AssignModelRole", lambda w: {"role": 2}, INVALID, "revision"),
+    ("role of the learners to a bundle", "AssignModelRole", lambda w: {"role": 2, "revision": "0" * 64}, INVALID,
+     "revision"),
+    ("role of a bundle to the fleet", "AssignModelRole", lambda w: {"revision": "fleet"}, INVALID, "revision"),
     ("role of nobody", "AssignModelRole", lambda w: {"role": 99}, INVALID, "role"),
     ("unknown revision", "AssignModelRole", lambda w: {"revision": "0" * 64}, NOT_FOUND, "revision"),
     ("revision of another form", "AssignModelRole", lambda w: {"revision": "x"}, INVALID, "revision"),
@@ -352,9 +356,18 @@ WRITES: list[tuple[str, str, Changes, str, str]] = [
     ("long request id", "EraseProfile", lambda w: {"requestId": "x" * 129}, INVALID, "request_id"),
     ("request id of another wish", "EraseProfile", lambda w: {"identity": PERSON}, REUSED, ""),
     ("no role", "RollbackModel", lambda w: {"role": 0}, INVALID, "role"),
-    ("role of the learners", "RollbackModel", lambda w: {"role": 2}, INVALID, "role"),
+    ("role of nobody", "RollbackModel", lambda w: {"role": 99}, INVALID, "role"),
     ("nothing before", "RollbackModel", lambda w: {}, "NO_PREVIOUS_REVISION", ""),
     ("no challenger before", "RollbackModel", lambda w: {"role": 3}, "NO_PREVIOUS_REVISION", ""),
+    ("no learner before", "RollbackModel", lambda w: {"role": 2}, "NO_PREVIOUS_REVISION", ""),
+    *(
+        (f"role {role} to be reset", "ResetLearner", lambda w, role=role: {"role": role}, INVALID, "role")
+        for role in (0, 3, 4, 99)
+    ),
+    ("unknown goal", "ResetLearner", lambda w: {"goals": ["click", "wealth"]}, NOT_FOUND, "goals[1]"),
+    ("goal without a name", "ResetLearner", lambda w: {"goals": [""]}, NOT_FOUND, "goals[0]"),
+    ("goal twice", "ResetLearner", lambda w: {"goals": ["click", "click"]}, INVALID, "goals[1]"),
+    ("old etag", "ResetLearner", lambda w: {"etag": "1"}, "ETAG_MISMATCH", ""),
 ]  # fmt: skip
 
 
@@ -561,7 +574,7 @@ def results(wire: Wire, batch: Message) -> Any:
 
 
 def test_everything_needs_a_catalog_first(tmp_path_factory: pytest.TempPathFactory, world: World) -> None:
-    without = {"ListCatalogRevisions", "ListModelRevisions", "ListMatchReviews"}
+    without = {"ListCatalogRevisions", "ListModelRevisions", "ListLearners", "ListMatchReviews"}
     others = {
         "RollbackCatalog": "NO_PREVIOUS_REVISION",
         "RollbackModel": "NO_PREVIOUS_REVISION",

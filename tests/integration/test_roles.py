@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -12,25 +14,35 @@ from typing import Final
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import telemetry
+from server.__main__ import main
 from server.control import ControlPage
 from server.files import Files
 from server.rpc.methods import SERVICES
 from tests.support import catalogs
 from tests.support.running import Server, serving, told, until
 from tsugi.client import CallError, Client, source_record
+from tsugi.log.v1.learner_pb2 import LearnerArrays
 from tsugi.v1.decision_pb2 import Degradation
+from tsugi.v1.learner_pb2 import GoalLearners, Learner, LearnerChange, LearnerChangeKind
+from tsugi.v1.model_pb2 import LearnerRole, ModelRole
 
 pytestmark = pytest.mark.slow
 
 REPLACED_S_MAX: Final = 60.0  # promised within 5 s; machines that run tests are busy with others
 ORPHANS_S_MAX: Final = 20.0  # promised within 2 s
 GREEDY: Final = {"greedy": 1}
+# Of goals that a learner process has met, of placements after some seconds, and of alarms.
+TOLD_WHEN_THERE_IS_SOMETHING: Final = {
+    "tsugi_learner_loss", "tsugi_learner_serving", "tsugi_learner_family", "tsugi_learner_changes",
+    "tsugi_learner_calibration", "tsugi_choice_entropy", "tsugi_alarms",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +169,72 @@ def test_reflection_lists_the_services_and_describes_them(server: Server) -> Non
         assert described.service[0].method[0].name == "Decide"
 
 
+def test_kill_switch_reaches_every_worker_and_is_undone(server: Server) -> None:
+    def told(client: Client) -> str:
+        reply = client.decide(GREEDY, preview=True)
+        names = [use.revision for use in reply.model_revisions if use.role == ModelRole.MODEL_ROLE_LEARNER]
+        is_missed = Degradation.DEGRADATION_LEARNER_STALE in reply.degradations
+        assert is_missed == (names != ["baseline"]), "nobody misses a learner that is switched off"
+        return names[0] if names else ""
+
+    with server.client_on("worker-0") as one, server.client_on("worker-1") as other:
+        assert told(one) == told(other) == ""
+        run(server, "kill-switch", "on", "--request-id", "kill")
+        assert told(one) == told(other) == "baseline", "both serve it when the call returns"
+        assert {client.list_learners().in_force for client in (one, other)} == {"baseline"}
+        decision_id = one.decide({"thompson": 1}, durable=True).decision_id
+        (use,) = other.get_decision(decision_id).model_revisions
+        assert use.revision == "baseline"
+        assert other.rollback_model(role=ModelRole.MODEL_ROLE_LEARNER).revision == "fleet"
+        assert told(one) == told(other) == ""
+        assert '"duplicate": true' in run(server, "kill-switch", "on", "--request-id", "kill")
+        assert told(one) == told(other) == ""
+
+
+def test_workers_tell_of_the_learners_what_was_published_last(server: Server) -> None:
+    assert "No learner has told anything yet." in run(server, "learners")
+    told = GoalLearners(
+        goal="click", rows=1_234, promotions=1,
+        learners=[
+            Learner(roles=[LearnerRole.LEARNER_ROLE_BASELINE], family="baseline", rows=1_234, mean_loss=0.5),
+            Learner(number=2, roles=[LearnerRole.LEARNER_ROLE_SERVING], family="logistic", settings="rate=0.5"),
+        ],
+        changes=[LearnerChange(kind=LearnerChangeKind.LEARNER_CHANGE_KIND_PROMOTED, number=2, lead=0.25)],
+    )  # fmt: skip
+    arrays = LearnerArrays(format_version=1, learned_lsn=9, learned_time_us=1, learners=[told])  # of no epoch
+    body = arrays.SerializeToString()
+    path = Files.below(server.data).arrays
+    path.parent.mkdir(exist_ok=True)
+    path.with_suffix(".new").write_bytes(hashlib.sha256(body).digest() + body)
+    path.with_suffix(".new").replace(path)
+    for worker in ("worker-0", "worker-1"):
+        with server.client_on(worker) as client:
+            until(lambda client=client: client.list_learners().learned_lsn == 9, "the worker holds it")  # type: ignore[misc]  # bound now
+            assert list(client.list_learners("click").goals) == [told]
+    shown = run(server, "learners")
+    for part in ("click: 1,234 rows", "logistic", "rate=0.5", "serving", "promoted", "0.2500 ± ?"):
+        assert part in shown, part
+    assert run(server, "learners", "--field", "goals.0.learners.1.settings") == "rate=0.5\n"
+
+
+def test_reset_is_recorded_once_and_projected_over(server: Server) -> None:
+    first, again = (
+        json.loads(run(server, "reset-learner", "all", "--goal", "click", "--request-id", "r")) for _ in "12"
+    )
+    assert first["lsn"] == again["lsn"]
+    assert again["duplicate"]
+    with server.client() as client:
+        assert client.list_learners().reset_etag == first["etag"]
+        assert sees_what_it_wrote(client, "after a reset")
+
+
+def run(server: Server, *arguments: str) -> str:
+    """Run a caller's command that succeeds, and return what it prints."""
+    ended = CliRunner(env={"TSUGI_ADDRESS": server.address}).invoke(main, list(arguments))
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout
+
+
 def test_metrics_endpoint_tells_every_metric(server: Server, metrics_port: int) -> None:
     with server.client() as client:
         # What has labels is not there before the first of it happened.
@@ -168,6 +246,8 @@ def test_metrics_endpoint_tells_every_metric(server: Server, metrics_port: int) 
         families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
     listed = [each for each in vars(telemetry).values() if isinstance(each, MetricWrapperBase)]
     texts = {metric.name: metric.documentation for each in listed for metric in each.describe()}
+    assert set(texts) >= TOLD_WHEN_THERE_IS_SOMETHING
+    texts = {name: text for name, text in texts.items() if name not in TOLD_WHEN_THERE_IS_SOMETHING}
     assert {"tsugi_decisions", "tsugi_applied_lsn", "tsugi_log_map_used_share"} <= set(texts)
     for name, text in texts.items():
         assert families[name].samples, name

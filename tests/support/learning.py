@@ -18,6 +18,7 @@ from tsugi.log.v1.record_pb2 import (
     CatalogChange,
     DecisionRecord,
     GoalPrior,
+    LearnerReset,
     OutcomeRecord,
     Provenance,
     RecordKind,
@@ -25,6 +26,7 @@ from tsugi.log.v1.record_pb2 import (
     SlotRecord,
 )
 from tsugi.v1 import catalog_pb2
+from tsugi.v1.model_pb2 import LearnerRole
 
 START_US = 1_760_000_000_000_000
 SECOND_US = 1_000_000
@@ -184,6 +186,10 @@ class Writer:
         self._append(RecordKind.RECORD_KIND_OUTCOME, revocation, own_key)
         return own_key
 
+    def reset(self, role: LearnerRole, goals: Sequence[str] = ()) -> int:
+        """Record that learners are to begin anew; returns its LSN."""
+        return self._append(RecordKind.RECORD_KIND_LEARNER_RESET, LearnerReset(role=role, goals=goals))
+
     def tick(self) -> None:
         """Record the passing of time."""
         self.log.append([Draft(RecordKind.RECORD_KIND_TICK, b"")], self.now_us)
@@ -195,12 +201,13 @@ class Writer:
     def _append(
         self,
         kind: RecordKind,
-        message: CatalogChange | DecisionRecord | OutcomeRecord,
+        message: CatalogChange | DecisionRecord | OutcomeRecord | LearnerReset,
         key: bytes = bytes(16),
         head: str = "",
-    ) -> None:
+    ) -> int:
         (receipt,) = self.log.append([Draft(kind, message.SerializeToString(), key, head=head)], self.now_us)
         assert receipt.fate is Fate.RECORDED, "a test's keys are its own"
+        return receipt.lsn
 
 
 def write_history(log: Log, seed: int, n_steps: int) -> None:

@@ -168,6 +168,8 @@ def valid(method: str, world: World) -> dict[str, Any]:
         "ListModelRevisions": {},
         "AssignModelRole": {"role": "MODEL_ROLE_CHAMPION"},
         "RollbackModel": {"role": "MODEL_ROLE_CHAMPION"},
+        "ListLearners": {},
+        "ResetLearner": {"role": "LEARNER_ROLE_ALL", "goals": ["click"], "validateOnly": True},
     }
     return requests[method]
 

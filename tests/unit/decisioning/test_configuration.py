@@ -14,7 +14,18 @@ import pytest
 from server.catalog.compile import serialise
 from server.catalog.loading import load_catalog
 from server.decisioning.configuration import Changed, Configuration, Wish
-from server.decisioning.live import CATALOG_HEAD, CHALLENGER_HEAD, CHAMPION_HEAD, MODEL_HEAD, ROLE_HEADS, Live, Watcher
+from server.decisioning.history import THE_BASELINE
+from server.decisioning.live import (
+    CATALOG_HEAD,
+    CHALLENGER_HEAD,
+    CHAMPION_HEAD,
+    LEARNER_HEAD,
+    MODEL_HEAD,
+    RESET_HEAD,
+    ROLE_HEADS,
+    Live,
+    Watcher,
+)
 from server.errors import TsugiError
 from server.registry.blobs import BlobError, Blobs
 from server.storage.log import LogFullError, LogUnavailableError
@@ -23,14 +34,16 @@ from server.storage.record import Draft
 from tests.support import bundles, catalogs
 from tests.support.committing import ScriptedCommitter
 from tests.support.deciding import TOKEN_KEY
-from tsugi.log.v1.record_pb2 import ModelPushed, ModelRoleChange, RecordKind
+from tsugi.log.v1.record_pb2 import LearnerReset, ModelPushed, ModelRoleChange, RecordKind
 from tsugi.v1.catalog_pb2 import Catalog
 from tsugi.v1.error_reason_pb2 import ErrorReason
-from tsugi.v1.model_pb2 import ModelRole
+from tsugi.v1.model_pb2 import LearnerRole, ModelRole
 
 ANY: Final = Wish()
 CHECK: Final = Wish(validate_only=True)
 CHAMPION, CHALLENGER = ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER
+LEARNER = ModelRole.MODEL_ROLE_LEARNER
+SERVING, EVERYBODY = LearnerRole.LEARNER_ROLE_SERVING, LearnerRole.LEARNER_ROLE_ALL
 
 
 class FullBlobs(Blobs):
@@ -461,3 +474,96 @@ async def test_rollback_takes_people_back_to_the_branches_they_were_in(office: O
     await office.push("without experiments")
     await office.configuration.rollback_catalog(None, ANY)
     assert buckets() == at_first
+
+
+def is_baseline(office: Office) -> bool:
+    live = office.current()
+    assert live is not None
+    return live.is_baseline
+
+
+async def test_learner_role_goes_to_the_baseline_and_back(office: Office) -> None:
+    configuration = office.configuration
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.assign_role(LEARNER, THE_BASELINE, ANY)
+    assert reason_of(refusal) == "CATALOG_MISSING"
+    await office.push("one")
+    assert not is_baseline(office)
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.rollback_role(LEARNER, ANY)
+    assert reason_of(refusal) == "NO_PREVIOUS_REVISION"
+    assert (await configuration.assign_role(LEARNER, THE_BASELINE, CHECK)).lsn == 0
+    assert not is_baseline(office)
+    wish = Wish("kill", etag=0)
+    killed = await configuration.assign_role(LEARNER, THE_BASELINE, wish)
+    assert killed == (THE_BASELINE, configuration.etag(LEARNER_HEAD), killed.lsn, False)
+    assert is_baseline(office)
+    assert configuration.holders() == {CHAMPION: b"", CHALLENGER: b"", LEARNER: THE_BASELINE}
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.assign_role(LEARNER, b"", Wish(etag=0))
+    assert reason_of(refusal) == "ETAG_MISMATCH"
+    assert (await configuration.rollback_role(LEARNER, ANY)).sha256 == b""
+    assert not is_baseline(office)
+    assert await configuration.assign_role(LEARNER, THE_BASELINE, wish) == killed._replace(is_duplicate=True)
+    assert not is_baseline(office), "a repeated request is no new change"
+    for sha256 in (THE_BASELINE, b"", THE_BASELINE):
+        await configuration.assign_role(LEARNER, sha256, ANY)
+    for expected in (b"", THE_BASELINE, b""):
+        assert (await configuration.rollback_role(LEARNER, ANY)).sha256 == expected
+        assert is_baseline(office) == bool(expected)
+
+
+async def test_catalog_may_change_while_the_baseline_has_the_role_learner(office: Office) -> None:
+    await office.push("one")
+    await office.configuration.assign_role(LEARNER, THE_BASELINE, ANY)
+    await office.push("two")
+    assert office.name == "two"
+    assert is_baseline(office)
+
+
+async def test_request_id_of_the_learner_role_is_of_no_other_role(office: Office) -> None:
+    await office.push("one")
+    configuration = office.configuration
+    await configuration.assign_role(LEARNER, b"", Wish("id"))
+    for role in (CHAMPION, CHALLENGER):
+        with pytest.raises(TsugiError) as refusal:
+            await configuration.assign_role(role, b"", Wish("id"))
+        assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_reset_is_one_record_for_ever_and_changes_nothing_that_workers_serve(office: Office) -> None:
+    await office.push("one")
+    configuration, served = office.configuration, office.current()
+    assert (await configuration.reset_learners(SERVING, ["click"], CHECK)).lsn == 0
+    assert configuration.etag(RESET_HEAD) == 0
+    wish = Wish("once", etag=0)
+    reset = await configuration.reset_learners(SERVING, ["click"], wish)
+    assert reset == (b"", configuration.etag(RESET_HEAD), reset.lsn, False)
+    record = office.log.get(reset.lsn)
+    assert record is not None
+    assert record.kind == RecordKind.RECORD_KIND_LEARNER_RESET
+    assert LearnerReset.FromString(record.payload) == LearnerReset(role=SERVING, goals=["click"])
+    assert office.current() is served
+    for role, goals in ((EVERYBODY, ["click"]), (SERVING, [])):
+        with pytest.raises(TsugiError) as refusal:
+            await configuration.reset_learners(role, goals, wish)
+        assert reason_of(refusal) == "IDEMPOTENCY_KEY_REUSED"
+    with pytest.raises(TsugiError) as refusal:
+        await configuration.reset_learners(EVERYBODY, [], Wish(etag=0))
+    assert reason_of(refusal) == "ETAG_MISMATCH"
+    second = await configuration.reset_learners(EVERYBODY, [], Wish(etag=reset.etag))
+    assert configuration.etag(RESET_HEAD) == second.etag > reset.etag
+    assert await configuration.reset_learners(SERVING, ["click"], wish) == reset._replace(is_duplicate=True)
+    assert office.log.tail().lsn == second.lsn
+
+
+async def test_reset_needs_a_catalog_and_goals_that_are_known(office: Office) -> None:
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.reset_learners(EVERYBODY, [], ANY)
+    assert reason_of(refusal) == "CATALOG_MISSING"
+    await office.push("one")
+    with pytest.raises(TsugiError) as refusal:
+        await office.configuration.reset_learners(EVERYBODY, ["click", "wealth"], ANY)
+    assert reason_of(refusal) == "RESOURCE_NOT_FOUND"
+    assert [violation.path for violation in refusal.value.violations] == ["goals[1]"]
+    assert office.configuration.etag(RESET_HEAD) == 0

@@ -26,6 +26,7 @@ from tsugi.v1.decision_service_pb2 import DecideResponse
 from tsugi.v1.model_pb2 import ModelRole
 
 CHAMPION, CHALLENGER = ModelRole.MODEL_ROLE_CHAMPION, ModelRole.MODEL_ROLE_CHALLENGER
+LEARNER = ModelRole.MODEL_ROLE_LEARNER
 
 
 class MovingLog(MemoryLog):
@@ -67,6 +68,11 @@ class Bench:
         """Give a role to a bundle."""
         payload = ModelRoleChange(role=role, bundle_sha256=sha256).SerializeToString()
         self.log.append([Draft(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, payload, head=ROLE_HEADS[role])], 0)
+
+    def switch(self, *, is_baseline: bool) -> None:
+        """Give the role learner to the baseline or to the fleet."""
+        payload = ModelRoleChange(role=LEARNER, baseline=is_baseline).SerializeToString()
+        self.log.append([Draft(RecordKind.RECORD_KIND_MODEL_ROLE_CHANGE, payload, head=ROLE_HEADS[LEARNER])], 0)
 
     def publish(self, data: bytes) -> None:
         """Publish as the learner does: whole or not at all."""
@@ -392,3 +398,80 @@ def test_watcher_sees_by_itself_and_ends_when_told(bench: Bench) -> None:
         bench.watcher.stop()
     bench.push(catalogs.message(name="third"))
     assert bench.swaps[-1].catalog.message.name == "second"
+
+
+def told_learner(served: Live) -> list[tuple[str, int]]:
+    """Return what replies say of the learner."""
+    uses = DecideResponse.FromString(served.reply_bytes).model_revisions
+    return [(use.revision, use.learned_lsn) for use in uses if use.role == LEARNER]
+
+
+def test_baseline_leaves_out_what_was_learned_until_the_fleet_has_the_role_again(bench: Bench) -> None:
+    bench.push(catalogs.message())
+    bench.publish(sealed(arrays(0.5)))
+    served = bench.poll()
+    assert served is not None
+    assert (weight_of(served), served.is_baseline, told_learner(served)) == (0.5, False, [("1", 101)])
+
+    bench.switch(is_baseline=True)
+    served = bench.poll()
+    assert served is not None
+    assert (weight_of(served), served.is_baseline, served.lsn) == (0.0, True, 2)
+    assert told_learner(served) == [("baseline", 0)]
+    provenance = DecisionRecord.FromString(served.provenance_bytes).provenance
+    assert (provenance.learner_epoch, provenance.learned_lsn, provenance.arrays_sha256) == (0, 0, b"")
+    assert provenance.baseline
+
+    erased = arrays(0.75, 2)
+    erased.erased_lsn = 9
+    bench.publish(sealed(erased))
+    served = bench.poll()
+    assert served is not None
+    assert (weight_of(served), served.is_baseline, told_learner(served)) == (0.0, True, [("baseline", 0)])
+    assert served.published == erased, "what is learned meanwhile can be looked at"
+    assert served.models.erased_lsn == 9, "what was kept of former arrays goes"
+    bench.push(catalogs.message(name="another"))
+    served = bench.poll()
+    assert served is not None
+    assert (weight_of(served), served.is_baseline) == (0.0, True), "another catalog does not end it"
+
+    bench.switch(is_baseline=False)
+    served = bench.poll()
+    assert served is not None
+    assert (weight_of(served), served.is_baseline, told_learner(served)) == (0.75, False, [("2", 102)])
+    assert not DecisionRecord.FromString(served.provenance_bytes).provenance.baseline
+
+
+@pytest.mark.usefixtures("judged")
+def test_baseline_is_in_force_for_the_challenger_too(bench: Bench) -> None:
+    bench.publish(sealed(arrays(0.5)))
+    bench.switch(is_baseline=True)
+    served = bench.poll()
+    assert served is not None
+    assert served.challenger is not None
+    assert served.challenger.models.learner_epoch == 0
+    assert DecisionRecord.FromString(served.challenger.provenance_bytes).provenance.baseline
+
+
+def test_kill_switch_works_while_a_catalog_cannot_be_loaded(bench: Bench, logs: list[EventDict]) -> None:
+    sha256 = bench.push(catalogs.message())
+    bench.publish(sealed(arrays(0.5)))
+    bench.poll()
+    bench.change_catalog(bytes(32))
+    bench.poll()
+    for is_baseline in (True, False, True):
+        bench.switch(is_baseline=is_baseline)
+        for _ in range(2):
+            served = bench.poll()
+        assert served is not None
+        assert served.is_baseline is is_baseline
+        assert weight_of(served) == (0.0 if is_baseline else 0.5)
+        assert (served.catalog.sha256, served.lsn) == (sha256, 1), "it claims no change that it has passed over"
+    n_swaps = len(bench.swaps)
+    bench.poll()
+    assert len(bench.swaps) == n_swaps
+    assert {entry["event"] for entry in logs} == {"swap_refused"}
+    bench.change_catalog(sha256)
+    served = bench.poll()
+    assert served is not None
+    assert (served.is_baseline, served.lsn) == (True, 6)

@@ -16,8 +16,10 @@ from server.catalog.allotting import blend_of
 from server.catalog.catalog import Catalog, Floats
 from server.decisioning import service
 from server.decisioning.contributions import Corrections
+from server.decisioning.explanation import explain
 from server.decisioning.live import make_live
 from server.decisioning.models import Champion, align, no_champion
+from server.decisioning.recall import differences
 from server.decisioning.recorded import DecisionReader
 from server.decisioning.service import DecisionService
 from server.errors import TsugiError
@@ -707,3 +709,47 @@ async def test_recorded_decision_tells_branches_and_holdouts() -> None:
         assert list(told.holdouts) == ([] if reply.slots[0].action else ["quiet"])
         held_out += bool(told.holdouts)
     assert 0 < held_out < 20
+
+
+def desk_with_baseline(**parts: Any) -> Desk:
+    """A desk whose learners are switched off, and whose champion says that action_1 is best."""
+    catalog = catalogs.compiled(**parts)
+    desk = Desk(catalog=catalog, champion=lambda catalog: given_champion(catalog, {"action_1": 0.6}, "click"))
+    assert desk.service.live is not None
+    models = desk.service.live.models
+    desk.service.take(make_live(catalog, models, 1, 0, "tests", learner_lsn=2, is_baseline=True))
+    return desk
+
+
+@pytest.mark.parametrize("placement", ["epsilon_greedy", "square_cb", "thompson"])
+async def test_while_the_baseline_decides_nothing_is_explored_and_replies_and_records_say_so(placement: str) -> None:
+    desk = desk_with_baseline()
+    for i in range(20):
+        reply = await desk.decide(placements=[{"placement": placement}], requestId=str(i))
+        (slot,) = reply.slots
+        assert (slot.action, slot.selection_probability) == ("action_1", 1.0)
+        assert Degradation.DEGRADATION_LEARNER_STALE not in reply.degradations, "it is not missing, it is not used"
+        assert Degradation.DEGRADATION_EXPLORATION_OFF not in reply.degradations
+        assert ("MODEL_ROLE_LEARNER", "baseline") in [
+            (ModelRole.Name(use.role), use.revision) for use in reply.model_revisions
+        ]
+    records = await desk.records()
+    assert len(records) == 20
+    for record in records:
+        assert record.provenance.baseline
+        assert record.provenance.learner_epoch == 0
+        assert differences(record, desk.catalog) == [], "it can be decided again"
+        (told,) = explain(record, desk.catalog, lambda _places: {}).placements
+        assert told.not_explored_by == "baseline"
+
+
+async def test_random_control_goes_on_while_the_baseline_decides() -> None:
+    desk = desk_with_baseline(randomControl={"share": 0.5, "salt": "s"})
+    for number in range(20):
+        await desk.decide(identities=[{"namespace": "customer_number", "value": str(number)}])
+    records = await desk.records()
+    assert {record.random_control for record in records} == {True, False}
+    for record in records:
+        chance = 0.25 if record.random_control else 1.0  # it is what everything is measured against
+        assert record.slots[0].selection_probability == chance
+        assert differences(record, desk.catalog) == []
