@@ -17,6 +17,7 @@ from training.always_valid import radius
 from training.learners.base import PRIOR_LOG_ODDS_MAX, Row
 from training.learners.logistic import LogisticCorrection
 from training.space import Space
+from training.standing import RADIUS_MIN
 from tsugi.log.v1.learner_pb2 import CalibrationState, MemberState
 
 ALPHA: Final = 0.05  # the k-th test of a goal is held to ALPHA / (k (k + 1))
@@ -41,7 +42,7 @@ class Calibration:
         self._space.admit_action("any")
         self.is_used, self.n_tested = False, 1
         self.expected, self.observed = 0.0, 0.0
-        self._n_rows, self._gains, self._squares = 0.0, 0.0, 0.0
+        self._n_rows, self._gains, self._squares, self._spread = 0.0, 0.0, 0.0, 0.0
         self._slope, self._intercept = 1.0, 0.0  # as of the last review
         self._correction = self._begin()
 
@@ -65,6 +66,8 @@ class Calibration:
         self._n_rows += 1.0
         self._gains += gain
         self._squares += gain * gain
+        # The variance of what takes the two values a gain may have, were neither better: see standing.lead_of.
+        self._spread -= math.log(mended / plain) * math.log((1.0 - mended) / (1.0 - plain))
         keep = 1.0 - 1.0 / _SETTINGS["memory_rows"]
         self.expected = keep * self.expected + (mended if self.is_used else plain)
         self.observed = keep * self.observed + reward
@@ -78,7 +81,9 @@ class Calibration:
         if self._n_rows == 0.0:
             return
         alpha = ALPHA / (self.n_tested * (self.n_tested + 1.0))
-        mean, wide = self._gains / self._n_rows, radius(self._n_rows, self._gains, self._squares, alpha)
+        squares = max(self._squares, self._spread + self._gains**2 / self._n_rows)
+        mean, wide = self._gains / self._n_rows, radius(self._n_rows, self._gains, squares, alpha)
+        wide = max(wide, RADIUS_MIN)
         if (mean < -wide) if self.is_used else (mean > wide):
             self.is_used = not self.is_used
             self._begin_test()
@@ -100,7 +105,7 @@ class Calibration:
             n_tested=self.n_tested,
             expected=self.expected,
             observed=self.observed,
-            sums=[self._n_rows, self._gains, self._squares],
+            sums=[self._n_rows, self._gains, self._squares, self._spread],
             correction=correction.logistic,
             slope=self._slope,
             intercept=self._intercept,
@@ -110,14 +115,14 @@ class Calibration:
         """Take over a saved state, to the bit."""
         self.is_used, self.n_tested = saved.is_used, saved.n_tested
         self.expected, self.observed = saved.expected, saved.observed
-        self._n_rows, self._gains, self._squares = saved.sums
+        self._n_rows, self._gains, self._squares, self._spread = saved.sums
         self._slope, self._intercept = saved.slope, saved.intercept
         self._correction = self._begin()
         self._correction.load(MemberState(logistic=saved.correction))
 
     def _begin_test(self) -> None:
         self.n_tested += 1
-        self._n_rows = self._gains = self._squares = 0.0
+        self._n_rows = self._gains = self._squares = self._spread = 0.0
 
     def _begin(self) -> LogisticCorrection:
         return LogisticCorrection(self._space, 0.5, _SETTINGS)

@@ -30,9 +30,13 @@ ROUND_ROWS_MIN: Final = 1_024  # of the first round; each next one is twice as l
 ROUND_ROWS_MAX: Final = 65_536
 CHANGES_KEPT: Final = 16
 BYTES_MAX: Final = 512 * 1024**2  # of a goal's challengers: beyond, families that take much space do not begin
-ARITHMETIC: Final = f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX}"
+ARITHMETIC: Final = (
+    f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX} "
+    f"sums={standing.COLUMNS} {Drift.arithmetic}"
+)
 
 _Kind = FleetChangeKind
+_FIRST_PLACE = 2  # after the baseline and the posterior: the first of the list that there is room for
 
 
 class Member:
@@ -104,9 +108,9 @@ class GoalFleet:
         posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
         self._begin(self._new(Baseline.family, Baseline.choices[0]))
         self._begin(self._new(posterior, FAMILIES[posterior].choices[0]))
-        for family, settings in FIRST:
+        for family, settings in [choice for choice in FIRST if self._has_room(choice[0])]:
             self._begin(self._new(family, settings))
-        self._serving = 2
+        self._serving = _FIRST_PLACE
 
     @property
     def serving(self) -> Member:
@@ -190,8 +194,8 @@ class GoalFleet:
             for place in places.get(role, ())
         }
         if role == LearnerRole.LEARNER_ROLE_ALL:
-            self.serving_since = changes[2]
-            self.serve(2)
+            self.serving_since = changes[_FIRST_PLACE]
+            self.serve(_FIRST_PLACE)
         elif role == LearnerRole.LEARNER_ROLE_SERVING and self._serving != 0:
             self.serving_since = changes[self._serving]
             self.serve(0)
@@ -262,8 +266,13 @@ class GoalFleet:
             self._end_round()
 
     def _hear_drift(self) -> None:
-        """Restart a challenger whose loss has risen; one that serves goes on, and a twin begins beside it."""
-        means = self.sums[:, standing.BLOCK_LOSS] / REVIEW_ROWS
+        """Restart a challenger whose loss has risen; one that serves goes on, and a twin begins beside it.
+
+        All of them are heard anew from there on, so that no learner begins again more often than every BLOCKS_MIN
+        reviews, whatever comes.
+        """
+        # ADWIN expects numbers around 1. Where rewards are rare, losses are far below, and no rise would be one to it.
+        means = self.sums[:, standing.BLOCK_LOSS] / (REVIEW_ROWS * standing.usual_loss(self.base_rate))
         self.sums[:, standing.BLOCK_LOSS] = 0.0
         risen = [
             place for place, member in enumerate(self.members)
@@ -274,6 +283,7 @@ class GoalFleet:
                 self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESTARTED)
             elif weakest := self._droppable(self._challengers())[-1:]:
                 self._replace(weakest[0], self._new(self.serving.learner.family, self.serving.learner.settings))
+                self.serving.drift = Drift()
 
     def _decide_who_serves(self) -> None:
         leads = {
@@ -310,8 +320,13 @@ class GoalFleet:
 
     def _challengers(self) -> list[int]:
         """Return the places of those that may come to serve, the strongest of the round first."""
-        places = [p for p, member in enumerate(self.members) if member.is_challenger and p != self._serving]
-        return sorted(places, key=lambda place: (-standing.late_lead_of(self.sums[place]), place))
+
+        def rank(place: int) -> tuple[float, float, int]:
+            sums = self.sums[place]
+            # In the earlier half of a round nobody has a late lead.
+            return -standing.late_lead_of(sums), -standing.lead_of(sums, ALPHA).mean, place
+
+        return sorted((p for p, each in enumerate(self.members) if each.is_challenger and p != self._serving), key=rank)
 
     def _droppable(self, places: list[int]) -> list[int]:
         """Leave out the strongest of each family that the catalog names: it may need longer than a round."""
@@ -323,10 +338,13 @@ class GoalFleet:
         return standing.late_lead_of(self.sums[place]) > 0.0
 
     def _heir(self, learner: Learner) -> Learner | None:
-        """Return an heir with settings of its family that nobody has, the nearest in the list first."""
+        """Return an heir with settings of its family that nobody has, the nearest in the list first.
+
+        Without room for one, or without such settings: the next in the list of all.
+        """
         choices = learner.choices
         own = next((i for i, choice in enumerate(choices) if choice == learner.settings), 0)
-        for step in range(1, len(choices)):
+        for step in range(1, len(choices) if self._has_room(learner.family) else 1):
             settings = choices[(own + step) % len(choices)]
             if not self._takes_part(learner.family, settings):
                 return learner.heir(settings)

@@ -19,6 +19,8 @@ from training.learners.base import Doubles
 
 WEIGHT_MAX: Final = 20.0
 CHANCE_MIN: Final = 1e-4  # and 1 - it at most: one row may cost no more than 9.2
+RATE_MIN: Final = 0.005  # and 1 - it at most, of usual_loss
+RADIUS_MIN: Final = 1e-9  # of a lead: what rounding makes of two that expect the same is none
 
 # The columns of sums, float64[learners, COLUMNS].
 ROWS, WEIGHT, LOSS, LOSS_SQUARES = 0, 1, 2, 3  # since it began
@@ -27,9 +29,10 @@ LEAD_ROWS, LEAD, LEAD_SQUARES = 6, 7, 8  # since who serves changed, or it began
 LATE_ROWS, LATE_LEAD = 9, 10  # of the later half of the round
 BLOCK_LOSS = 11  # unweighted, since the last review
 TEST = 12  # its number among all tests of the goal, from 1
-COLUMNS: Final = 13
+LEAD_SPREAD = 13  # the variances its lead would have, were neither better, summed up since LEAD
+COLUMNS: Final = 14
 
-_OF_LEAD: Final = slice(LEAD_ROWS, LEAD_SQUARES + 1)
+_OF_LEAD: Final = [LEAD_ROWS, LEAD, LEAD_SQUARES, LEAD_SPREAD]
 _OF_ROUND: Final = slice(LATE_ROWS, LATE_LEAD + 1)
 
 
@@ -52,6 +55,12 @@ def weight_of(selection_probability: float) -> float:
     return min(1.0 / selection_probability, WEIGHT_MAX)
 
 
+def usual_loss(base_rate: float) -> float:
+    """Return the mean loss, of one row, of somebody who knows the base rate and no more."""
+    rate = min(max(base_rate, RATE_MIN), 1.0 - RATE_MIN)
+    return -rate * math.log(rate) - (1.0 - rate) * math.log(1.0 - rate)
+
+
 def loss_of(sums: Doubles, alpha: float) -> Estimate:
     """Return a learner's mean weighted loss, per unit of weight, from its row of sums."""
     if sums[ROWS] == 0.0:
@@ -63,13 +72,16 @@ def loss_of(sums: Doubles, alpha: float) -> Estimate:
 def lead_of(sums: Doubles, alpha: float) -> Estimate:
     """Return a learner's mean weighted lead over the one that serves; above 0 with a chance of alpha when it is not.
 
-    All tests of a goal together err with a chance of alpha: the k-th is held to alpha / (k (k + 1)).
+    All tests of a goal together err with a chance of alpha: the k-th is held to alpha / (k (k + 1)). Where rewards are
+    rare, whoever expects too little of them leads by a little in each row until one comes, and the rows so far do not
+    spread at all. So the lead is taken to spread at least as it would if neither were better.
     """
     if sums[LEAD_ROWS] == 0.0:
         return Estimate(0.0, math.inf)
     share = alpha / (sums[TEST] * (sums[TEST] + 1.0))
-    wide = radius(sums[LEAD_ROWS], sums[LEAD], sums[LEAD_SQUARES], share)
-    return Estimate(float(sums[LEAD] / sums[LEAD_ROWS]), wide)
+    squares = max(sums[LEAD_SQUARES], sums[LEAD_SPREAD] + sums[LEAD] ** 2 / sums[LEAD_ROWS])
+    wide = radius(sums[LEAD_ROWS], sums[LEAD], squares, share)
+    return Estimate(float(sums[LEAD] / sums[LEAD_ROWS]), max(wide, RADIUS_MIN))
 
 
 def late_lead_of(sums: Doubles) -> float:
@@ -113,12 +125,14 @@ def tally(chances: Doubles, reward: float, weight: float, serving: int, is_late:
         is_late: whether the later half of the round has begun.
         sums: float64[learners, COLUMNS], written.
     """
-    losses = np.empty(chances.size)
+    successes, failures = np.empty(chances.size), np.empty(chances.size)  # the logs of what each expected of them
     for i in range(chances.size):
         chance = min(max(chances[i], CHANCE_MIN), 1.0 - CHANCE_MIN)
-        losses[i] = -reward * math.log(chance) - (1.0 - reward) * math.log(1.0 - chance)
+        successes[i], failures[i] = math.log(chance), math.log(1.0 - chance)
+    losses = -reward * successes - (1.0 - reward) * failures
     for i in range(chances.size):
         loss, lead = weight * losses[i], weight * (losses[serving] - losses[i])
+        if_success, if_failure = successes[i] - successes[serving], failures[i] - failures[serving]
         sums[i, ROWS] += 1.0
         sums[i, WEIGHT] += weight
         sums[i, LOSS] += loss
@@ -128,6 +142,8 @@ def tally(chances: Doubles, reward: float, weight: float, serving: int, is_late:
         sums[i, LEAD_ROWS] += 1.0
         sums[i, LEAD] += lead
         sums[i, LEAD_SQUARES] += lead * lead
+        # One is above 0 and one below; the variance of what takes these two values and has mean 0.
+        sums[i, LEAD_SPREAD] -= weight * if_success * weight * if_failure
         sums[i, BLOCK_LOSS] += losses[i]
         if is_late:
             sums[i, LATE_ROWS] += 1.0

@@ -36,6 +36,16 @@ def test_estimates_that_are_right_are_left_alone() -> None:
     assert [watched(1.0, 0.0, 1_500, seed).scaling for seed in range(12)] == [(1.0, 0.0)] * 12
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rare_rewards_prove_nothing_by_not_coming(seed: int) -> None:
+    rng, calibration = random.Random(seed), Calibration()
+    for step in range(8_000):
+        calibration.learn(-6.9, float(rng.random() < sigmoid(-6.9)))
+        if step % 32 == 31:
+            calibration.review()
+            assert not calibration.is_used
+
+
 def test_mending_that_has_come_to_hurt_is_put_out_of_use() -> None:
     calibration, rng = watched(1.0, -1.5, 3_000), random.Random(2)
     assert calibration.is_used
