@@ -12,6 +12,8 @@ from training.learners.factorised import FactorisedCorrection
 from training.learners.forest import Forest
 from training.learners.hashed import HashedCorrection
 from training.learners.logistic import LogisticCorrection
+from training.learners.softmax import SoftmaxPolicy
+from training.learners.weighted import WeightedCorrection
 
 FAMILIES: Final[dict[str, type[Learner]]] = {
     family.family: family
@@ -23,6 +25,8 @@ FAMILIES: Final[dict[str, type[Learner]]] = {
         Forest,
         HashedCorrection,
         LogisticCorrection,
+        SoftmaxPolicy,
+        WeightedCorrection,
     )
 }
 # Who says how much is not yet known, for Thompson sampling: the first that there is room for.
@@ -37,10 +41,16 @@ FIRST: Final[tuple[tuple[str, Settings], ...]] = (
     (LogisticCorrection.family, LogisticCorrection.choices[2]),
     (FactorisedCorrection.family, FactorisedCorrection.choices[1]),
 )
-# What may begin later, in turn: a choice of each family, then the next of each.
-LATER: Final[tuple[tuple[str, Settings], ...]] = tuple(
-    (family.family, family.choices[i])
-    for i in range(max(len(family.choices) for family in _CHALLENGERS))
-    for family in _CHALLENGERS
-    if i < len(family.choices)
+# What may begin later, in turn. Those that weigh rows by 1 / chance in front: they win where no line tells how likely
+# success is and are dropped again where one does. Then a choice of each other family, then the next of each.
+LATER: Final[tuple[tuple[str, Settings], ...]] = (
+    (WeightedCorrection.family, WeightedCorrection.choices[0]),
+    (SoftmaxPolicy.family, SoftmaxPolicy.choices[0]),
+    *(
+        (family.family, family.choices[i])
+        for i in range(max(len(family.choices) for family in _CHALLENGERS))
+        for family in _CHALLENGERS
+        if i < len(family.choices)
+    ),
+    (WeightedCorrection.family, WeightedCorrection.choices[1]),
 )

@@ -56,7 +56,8 @@ VALUE_STACK_MAX: Final = 32  # all that 64 steps can need: 32 numbers, and 31 st
 SCALED, EQUALS, UNKNOWN = range(3)
 
 # How selection probability is spread.
-GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON, SOFTMAX = range(5)
+GREEDY, EPSILON_GREEDY, SQUARE_CB, THOMPSON, SOFTMAX, UPPER_CONFIDENCE = range(6)
+POSTERIOR_POLICIES: Final = (THOMPSON, UPPER_CONFIDENCE)  # that ask how much is not yet known
 
 
 _NUMBER: Final = catalog_pb2.ATTRIBUTE_TYPE_NUMBER
@@ -331,7 +332,7 @@ class PlacementColumns:
     """What the core reads of placements, one row each."""
 
     codes: Rows  # int32[p, 5]: channel row, row of the first goal, policy, Thompson's draws, rule of never_on or -1
-    parameters: Doubles  # float64[p, 3]: epsilon, gamma, floor share or temperature; share_max; probability_min
+    parameters: Doubles  # float64[p, 3]: epsilon, gamma, floor share, temperature or width; share_max; probability_min
     goal_weights: Doubles  # float64[p, goals]: what a success counts; 0: no goal of this placement
     consents: Rows  # int32[p]: where the fact stands that has to be true before it is filled; -1: none has to
 

@@ -22,6 +22,7 @@ from server.catalog.catalog import (
     SOFTMAX,
     SQUARE_CB,
     THOMPSON,
+    UPPER_CONFIDENCE,
     ActionColumns,
     Blends,
     Experiment,
@@ -41,6 +42,9 @@ from tsugi.v1.value_pb2 import Value
 
 THOMPSON_DRAWS: Final = 128
 THOMPSON_FLOOR_SHARE: Final = 0.01
+# Of the gap between random and best, with 4 actions whose chances deviate by 0.06 from a base rate of 0.1, widths of 0,
+# 0.5, 1, 2, 3, 5 and 8 win 0.77, 0.78, 0.94, 0.94, 0.96, 0.94 and 0.84 in the last 800 of 4,000 decisions (24 worlds).
+CONFIDENCE_WIDTH: Final = 2.0
 
 _CHALLENGED: Final = {ModelRole.MODEL_ROLE_CHAMPION: False, ModelRole.MODEL_ROLE_CHALLENGER: True}
 _VARIED_LAYERS: Final = ("applicability", "suitability")
@@ -189,6 +193,9 @@ def explored(exploration: catalog_pb2.Exploration) -> tuple[int, int, float, flo
         draws = exploration.thompson.draws or THOMPSON_DRAWS
     elif kind == "softmax":
         policy, parameter = SOFTMAX, exploration.softmax.temperature
+    elif kind == "upper_confidence":
+        upper = exploration.upper_confidence
+        policy, parameter = UPPER_CONFIDENCE, upper.width if upper.HasField("width") else CONFIDENCE_WIDTH
     share_max = exploration.share_max if exploration.HasField("share_max") else 1.0
     return policy, draws, parameter, share_max, exploration.probability_min
 

@@ -172,6 +172,8 @@ def _exploration(path: str, exploration: catalog_pb2.Exploration, faults: Faults
         faults.add(f"{path}.square_cb.gamma", f"0 to 1000000, got {exploration.square_cb.gamma}")
     elif policy == "softmax" and not 0.001 <= exploration.softmax.temperature <= 1_000.0:
         faults.add(f"{path}.softmax.temperature", f"0.001 to 1000, got {exploration.softmax.temperature}")
+    elif policy == "upper_confidence" and not 0.0 <= exploration.upper_confidence.width <= 10.0:
+        faults.add(f"{path}.upper_confidence.width", f"0 to 10, got {exploration.upper_confidence.width}")
     elif policy == "thompson":
         thompson = exploration.thompson
         if thompson.draws and not 16 <= thompson.draws <= 1024:

@@ -31,7 +31,7 @@ from server.decisioning.filling import (
     EXPLORE,
     NO_EXPLORATION,
     RANDOM_CONTROL,
-    explores_by_thompson,
+    explores_by_posterior,
     fill,
     lay_out,
     score,
@@ -76,7 +76,7 @@ class Decisions(NamedTuple):
     prior_log_odds: Floats  # float32[asks × survivors]
     propensities: Floats  # the same shape; of the placement's first goal
     other_propensities: Floats  # of ask a's other goals, in their rows' order, one block each from other_blocks[a] on
-    means: Floats  # posterior means of the reward, the same shape; empty when no ask explores by Thompson
+    means: Floats  # posterior means of the reward, the same shape; empty when no ask explores by them
     deviations: Floats  # their standard deviations
     ask_blocks: Rows  # int32[a + 1]
     other_blocks: Rows  # int32[a + 1]
@@ -200,7 +200,7 @@ def fill_again(questions: Questions, catalog: Catalog, scored: Scored) -> Decisi
         questions.heads, questions.asks, starts, catalog.placement_columns.goal_weights
     )
     size = int(ask_blocks[-1])
-    n_drawn = size if explores_by_thompson(questions.heads, questions.asks, catalog.blends.codes) else 0
+    n_drawn = size if explores_by_posterior(questions.heads, questions.asks, catalog.blends.codes) else 0
     if [column.size for column in scored] != [size, size, other_blocks[-1], n_drawn, n_drawn]:
         raise OtherSurvivorsError(reasons, learned, rows)
     chosen = fill(*(*_filling(questions, catalog, verdicts, is_settled, left, computed, starts, rows), *scored))

@@ -235,6 +235,25 @@ def posterior_draws(
 
 
 @kernel
+def upper_bounds(means: Floats, deviations: Floats, worths: Doubles, width: float) -> Doubles:
+    """Return the most that each candidate's priority may be worth, as far as is known: float64[m].
+
+    Args:
+        means: float32[m], posterior means of the reward.
+        deviations: float32[m], their standard deviations.
+        worths: float64[m], value × lever × weight.
+        width: deviations above the mean, 0 or more, no unit.
+
+    Source: Li, Chu, Langford and Schapire, "A contextual-bandit approach to personalized news article recommendation",
+    WWW 2010, algorithm 1, whose alpha is width and whose ridge regression is here the goal's posterior.
+    """
+    bounds = np.empty(means.size, np.float64)
+    for i in range(means.size):
+        bounds[i] = (np.float64(means[i]) + width * np.float64(deviations[i])) * worths[i]
+    return bounds
+
+
+@kernel
 def win_shares(draws: Floats, kinds: NDArray[np.uint64], is_open: Mask, floor_share: float, out: Doubles) -> None:
     """Spread selection probability as often as each open candidate wins a draw, mixed with an even floor.
 

@@ -10,7 +10,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import GREEDY, SOFTMAX, SQUARE_CB, THOMPSON, Amounts, Bytes, Doubles, Floats, Mask, Rows
+from server.catalog.catalog import (
+    GREEDY,
+    POSTERIOR_POLICIES,
+    SOFTMAX,
+    SQUARE_CB,
+    THOMPSON,
+    UPPER_CONFIDENCE,
+    Amounts,
+    Bytes,
+    Doubles,
+    Floats,
+    Mask,
+    Rows,
+)
 from server.decisioning import arbitration, contact_policy, exploration, holdout, personal
 from server.kernel import kernel
 from tsugi.v1.decision_pb2 import ChoiceReason
@@ -93,7 +106,7 @@ def score(
     """
     ask_blocks, other_blocks, _ = lay_out(heads, asks, starts, goal_weights)
     size = ask_blocks[-1]
-    n_drawn = size if explores_by_thompson(heads, asks, placement_codes) else 0
+    n_drawn = size if explores_by_posterior(heads, asks, placement_codes) else 0
     prior_log_odds = np.empty(size, np.float32)
     propensities = np.empty(size, np.float32)
     other_propensities = np.empty(other_blocks[-1], np.float32)
@@ -114,7 +127,9 @@ def score(
             placement = asks[ask, 0]
             goal = placement_codes[blend, placement, 1]
             is_drawn = (
-                placement_codes[blend, placement, 2] == THOMPSON and heads[q, 1] == EXPLORE and not is_settled[ask]
+                placement_codes[blend, placement, 2] in POSTERIOR_POLICIES
+                and heads[q, 1] == EXPLORE
+                and not is_settled[ask]
             )
             block = slice(ask_blocks[ask], ask_blocks[ask + 1])
             others = other_propensities[other_blocks[ask] : other_blocks[ask + 1]]
@@ -237,9 +252,12 @@ def fill(
             others = other_propensities[other_blocks[ask] : other_blocks[ask + 1]]
             _weigh_goals(propensity, others, goal_weights[placement], goal, priority)
             arbitration.priorities(survivors, values, worth[blend], weights, channel, priority)
-            draws, kinds = np.empty((0, 0), np.float32), np.empty(0, np.uint64)
-            if policy == THOMPSON:
+            draws, kinds, bounds = np.empty((0, 0), np.float32), np.empty(0, np.uint64), np.empty(0, np.float64)
+            if policy in POSTERIOR_POLICIES:
                 worths = values * worth[blend][:, 1][survivors] * weights[:, channel][survivors]
+            if policy == UPPER_CONFIDENCE:
+                bounds = exploration.upper_bounds(means[block], deviations[block], worths, parameter)
+            if policy == THOMPSON:
                 kinds = exploration.kinds_of(means[block], deviations[block], worths)
                 draws = np.empty((n_draws, survivors.size), np.float32)
                 exploration.posterior_draws(
@@ -254,8 +272,9 @@ def fill(
                 ):  # fmt: skip
                     distribution = distributions[slot_blocks[slot] : slot_blocks[slot + 1]]
                     _spread(
-                        policy, parameter, share_max, probability_min, priority, draws, kinds, is_open, distribution
-                    )
+                        policy, parameter, share_max, probability_min, priority, draws, kinds, bounds, is_open,
+                        distribution,
+                    )  # fmt: skip
                     pick = exploration.draw(distribution, seeds[q], slot - first_slot)
                     is_free[pick] = False
                     contact_policy.take(
@@ -295,6 +314,7 @@ def _spread(
     priority: Doubles,
     draws: Floats,
     kinds: NDArray[np.uint64],
+    bounds: Doubles,
     is_open: Mask,
     distribution: Doubles,
 ) -> None:
@@ -305,6 +325,8 @@ def _spread(
         exploration.win_shares(draws, kinds, is_open, parameter, distribution)
     elif policy == SOFTMAX:
         exploration.softmax(priority, is_open, parameter, distribution)
+    elif policy == UPPER_CONFIDENCE:
+        exploration.share_best(bounds, is_open, 0.0, distribution)
     else:
         exploration.share_best(priority, is_open, parameter, distribution)
     if share_max < 1.0:
@@ -334,12 +356,12 @@ def lay_out(heads: Rows, asks: Rows, starts: Rows, goal_weights: Doubles) -> tup
 
 
 @kernel
-def explores_by_thompson(heads: Rows, asks: Rows, placement_codes: Rows) -> bool:
-    """Say whether any placement asked for explores by Thompson in its request's blend."""
+def explores_by_posterior(heads: Rows, asks: Rows, placement_codes: Rows) -> bool:
+    """Say whether any placement asked for explores by what is not yet known in its request's blend."""
     ask = 0
     for q in range(heads.shape[0]):
         for _ in range(heads[q, 0]):
-            if placement_codes[heads[q, 3], asks[ask, 0], 2] == THOMPSON:
+            if placement_codes[heads[q, 3], asks[ask, 0], 2] in POSTERIOR_POLICIES:
                 return True
             ask += 1
     return False

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.catalog.allotting import blend_of, place_of
-from server.catalog.catalog import NOW_FACT, Amounts, Bytes, Catalog, Rows
+from server.catalog.catalog import NOW_FACT, POSTERIOR_POLICIES, Amounts, Bytes, Catalog, Rows
 from server.catalog.contact_terms import UNLIMITED
 from server.catalog.profile_terms import Instants
 from server.catalog.values import check_value
@@ -114,10 +114,10 @@ class Asked:
         self.seed = 0
         self.state_lsn = 0
 
-    def explores_by(self, policy: int, catalog: Catalog) -> bool:
-        """Say whether one of its placements explores by a policy."""
+    def explores_by_posterior(self, catalog: Catalog) -> bool:
+        """Say whether one of its placements explores by what is not yet known."""
         codes = catalog.blends.codes[self.blend]
-        return any(codes[row, 2] == policy for row, _ in self.asks)
+        return any(codes[row, 2] in POSTERIOR_POLICIES for row, _ in self.asks)
 
     def answer(self, reply: bytes) -> None:
         """Give the caller the reply, unless the caller has gone."""

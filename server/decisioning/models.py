@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.catalog.catalog import THOMPSON, Catalog, Doubles, FeatureColumns, Floats, Rows
+from server.catalog.catalog import POSTERIOR_POLICIES, Catalog, Doubles, FeatureColumns, Floats, Rows
 from server.decisioning.bundle_columns import ModelColumns
 from server.decisioning.features import encode_rows
 from server.decisioning.forests import Forest, Units, forest_of
@@ -148,8 +148,8 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
     scales = np.ones(n_goals)
     spreads = np.zeros((n_goals, 2))
     forests: list[Forest] = []
-    is_thompson = (catalog.blends.codes[:, :, 2] == THOMPSON).any(axis=0)
-    thompson_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_thompson].any(axis=0)).tolist())
+    is_asked = np.isin(catalog.blends.codes[:, :, 2], POSTERIOR_POLICIES).any(axis=0)
+    posterior_goals = set(np.flatnonzero(catalog.placement_columns.goal_weights[is_asked].any(axis=0)).tolist())
     for block in arrays.goals if arrays is not None else ():
         goal_row = catalog.goal_rows.get(block.goal)
         if goal_row is None:
@@ -165,7 +165,7 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         spreads[goal_row] = _inverse(block.group_strength), _inverse(block.personal_strength)
         if block.correction_forest:
             forests.append(learned.forest(goal_row, n, units))
-        if goal_row in thompson_goals and learned.rows.size:
+        if goal_row in posterior_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
             means.append(units.means(learned.posterior_means(d)))

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from server.catalog.catalog import THOMPSON, Catalog, Placement
+from server.catalog.catalog import Catalog, Placement
 from server.catalog.compile import other_goal_bytes
 from server.catalog.contact_terms import UNLIMITED
 from server.decisioning import reply
@@ -144,7 +144,7 @@ class Views:
             plain.exploration_spent.extend(i for i, mark in enumerate(asked.marks) if mark & BUDGET_SPENT)
         first_slot = slot
         parts = [plain.SerializeToString(), self._served.provenance_bytes, catalog.blends.record_bytes[asked.blend]]
-        columns.splice(parts, q, ask, len(asked.asks), asked.explores_by(THOMPSON, catalog))
+        columns.splice(parts, q, ask, len(asked.asks), asked.explores_by_posterior(catalog))
         for placement_index, (placement_row, count) in enumerate(asked.asks):
             placement = catalog.placements[placement_row]
             for position in range(count):
@@ -236,7 +236,7 @@ class _Columns:
             (head(_FACTS, 8 * batch.facts.shape[1]), 8 * batch.facts.shape[1], batch.facts.tobytes()),
         )
 
-    def splice(self, parts: list[bytes], q: int, ask: int, n_asks: int, is_thompson: bool) -> None:
+    def splice(self, parts: list[bytes], q: int, ask: int, n_asks: int, has_posterior: bool) -> None:
         """Append the column fields of request q, whose asks begin at ask."""
         for field_head, size, data in self._each:
             parts += (field_head, data[size * q : size * (q + 1)])
@@ -253,7 +253,7 @@ class _Columns:
         if last > first:
             others = self._decisions.other_propensities[first:last].tobytes()
             parts += (head(_OTHER_PROPENSITIES, len(others)), others)
-        if is_thompson:
+        if has_posterior:
             columns = slice(block.start // 4, block.stop // 4)
             parts += (head(_MEANS, size), self._decisions.means[columns].tobytes())
             parts += (head(_DEVIATIONS, size), self._decisions.deviations[columns].tobytes())

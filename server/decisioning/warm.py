@@ -50,6 +50,7 @@ def _sample() -> catalog_pb2.Catalog:
         catalog_pb2.Exploration(greedy=catalog_pb2.Greedy()),
         catalog_pb2.Exploration(square_cb=catalog_pb2.SquareCb(gamma=10)),
         catalog_pb2.Exploration(thompson=catalog_pb2.Thompson(draws=16)),
+        catalog_pb2.Exploration(upper_confidence=catalog_pb2.UpperConfidence()),
     )
     catalog = catalog_pb2.Catalog(
         currency_code="EUR",

@@ -158,6 +158,18 @@ def test_restart_after_any_row_is_bit_identical(family: type[Learner]) -> None:
         assert restarted.predict_one(row) == uninterrupted.predict_one(row)
 
 
+def test_restart_after_a_correction_of_what_it_never_learned_is_bit_identical(family: type[Learner]) -> None:
+    """A learner that begins late is told of corrections of rows before its time."""
+    rng, space = random.Random(11), space_of()
+    uninterrupted = begun(family, space)
+    uninterrupted.correct_one(row_of(space, rng), 0.5)
+    restarted = restored(uninterrupted, space)
+    for _ in range(20):
+        row, reward = row_of(space, rng), reward_of(rng)
+        assert uninterrupted.learn_one(row, reward) == restarted.learn_one(row, reward)
+        assert state_of(restarted) == state_of(uninterrupted)
+
+
 def test_what_it_expected_before_a_row_is_what_it_says_when_it_learns_from_it(family: type[Learner]) -> None:
     rng, space = random.Random(8), space_of()
     learner = begun(family, space)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.catalog.catalog import EPSILON_GREEDY, GREEDY, THOMPSON, Catalog
+from server.catalog.catalog import EPSILON_GREEDY, GREEDY, POSTERIOR_POLICIES, THOMPSON, UPPER_CONFIDENCE, Catalog
 from server.decisioning import exploration
 from server.decisioning.decide import EXPLORE, NO_EXPLORATION, RANDOM_CONTROL
 from server.decisioning.gather import Batch
@@ -128,7 +128,7 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
             policy, parameter, share_max, floor = EPSILON_GREEDY, 1.0, 1.0, 0.0
         elif mode == NO_EXPLORATION or (placement.name == "calm" and person.get("member", True)):
             policy, parameter, share_max, floor = GREEDY, 0.0, 1.0, 0.0
-        if policy == THOMPSON:
+        if policy in POSTERIOR_POLICIES:
             np.testing.assert_allclose(decisions.means[block], means, rtol=0, atol=2e-6)
             np.testing.assert_allclose(decisions.deviations[block], np.sqrt(variances), rtol=0, atol=2e-6)
         for _ in range(count):
@@ -142,8 +142,11 @@ def test_kernels_agree_with_numpy(person: dict[str, Any], request: DecideRequest
                 assert not got.any()
             else:
                 if policy != THOMPSON:
-                    priorities = decisions.priorities[block]
-                    wanted = oracle.distribution(policy, parameter, priorities, is_open)
+                    priorities = ranked = decisions.priorities[block]
+                    if policy == UPPER_CONFIDENCE:  # from what is recorded: a tie must not be told apart by rounding
+                        above = parameter * decisions.deviations[block].astype(float)
+                        ranked = (decisions.means[block].astype(float) + above) * worth
+                    wanted = oracle.distribution(policy, parameter, ranked, is_open)
                     wanted = oracle.bounded(wanted, priorities, is_open, share_max, floor)
                     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
                 assert abs(got.sum() - 1.0) < 1e-9

@@ -90,6 +90,8 @@ CASES = [
     ("capped", 2, EXPLORE),
     ("floored", 3, EXPLORE),
     ("bounded", 3, EXPLORE),
+    ("upper", 2, EXPLORE),
+    ("upper_bounded", 2, EXPLORE),
     ("square_cb", 2, RANDOM_CONTROL),
 ]
 
@@ -117,7 +119,7 @@ def test_frequencies_equal_stated_probabilities(placement: str, n_slots: int, mo
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("placement", "n_slots", "mode"),
-    [case for case in CASES if case[0] != "greedy"],
+    [case for case in CASES if case[0] not in {"greedy", "upper"}],
 )
 def test_a_probability_that_is_two_percent_off_is_noticed(placement: str, n_slots: int, mode: int) -> None:
     chosen, _, distributions = drawn(desk(), placement, n_slots, mode)
@@ -130,7 +132,9 @@ def test_a_probability_that_is_two_percent_off_is_noticed(placement: str, n_slot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("placement", "least"), [("floored", 0.04), ("bounded", 0.1), ("capped", 0.2 / 3)])
+@pytest.mark.parametrize(
+    ("placement", "least"), [("floored", 0.04), ("bounded", 0.1), ("capped", 0.2 / 3), ("upper_bounded", 0.05)]
+)
 def test_nobody_has_less_than_the_bounds_leave(placement: str, least: float) -> None:
     chosen, _, distributions = drawn(desk(), placement, 1, EXPLORE)
     assert distributions.min() == pytest.approx(least, abs=1e-9)

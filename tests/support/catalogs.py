@@ -23,6 +23,8 @@ BOUNDED: dict[str, dict[str, Any]] = {
     "capped": {"epsilonGreedy": {"epsilon": 0.5}, "shareMax": 0.2},
     "floored": {"softmax": {"temperature": 0.1}, "probabilityMin": 0.04},
     "bounded": {"thompson": {"draws": 64, "floorShare": 0.05}, "shareMax": 0.4, "probabilityMin": 0.1},
+    "upper": {"upperConfidence": {"width": 1.5}},
+    "upper_bounded": {"upperConfidence": {}, "shareMax": 0.7, "probabilityMin": 0.05},
 }
 CALM: dict[str, Any] = {"squareCb": {"gamma": 2.0}, "neverOn": "profile.member"}  # of the seeded catalogs alone
 
@@ -314,6 +316,7 @@ def seeded_message(seed: int, n_actions: int, **parts: Any) -> catalog_pb2.Catal
         "capped": [{"goal": "click"}],
         "floored": [{"goal": "click", "weight": 0.5}, {"goal": "sale", "weight": 20}],
         "bounded": [{"goal": "sale", "weight": 3}, {"goal": "click"}],
+        "upper": [{"goal": "click"}, {"goal": "sale", "weight": 4}],
     }
     placements += [
         {"name": name, "channel": "call" if name == "bounded" else "web", "countMax": 4, "exploration": exploration}

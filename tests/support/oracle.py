@@ -14,6 +14,7 @@ from server.catalog.catalog import (
     SOFTMAX,
     SQUARE_CB,
     THOMPSON,
+    UPPER_CONFIDENCE,
     Catalog,
     Doubles,
     FeatureColumns,
@@ -68,7 +69,7 @@ def posterior(prior: Floats, rows: Rows, learned: Floats, models: Models, goal: 
 
 
 def distribution(policy: int, parameter: float, priorities: Doubles, is_open: np.ndarray) -> Doubles:
-    """Spread selection probability, for every policy but Thompson."""
+    """Spread selection probability, for every policy but Thompson; upper confidence is handed its bounds."""
     out = np.zeros(priorities.size)
     p = priorities[is_open]
     best = p == p.max()
@@ -82,7 +83,7 @@ def distribution(policy: int, parameter: float, priorities: Doubles, is_open: np
         shares /= shares.sum()
     else:
         assert policy != THOMPSON, "its shares are counted, not computed"
-        epsilon = parameter if policy != GREEDY else 0.0
+        epsilon = parameter if policy not in (GREEDY, UPPER_CONFIDENCE) else 0.0
         shares = epsilon / p.size + (1.0 - epsilon) * best / best.sum()
     out[is_open] = shares
     return out

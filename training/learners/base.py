@@ -50,7 +50,7 @@ class Learner(Protocol):
         family: the name of its module.
         choices: the settings it may be had with, the default first.
         arithmetic: the other numbers that its own depend on, as text; a snapshot made with others is not gone on from.
-        is_posterior: whether it says how much is not yet known, for Thompson sampling, instead of the propensity.
+        is_posterior: whether it says how much is not yet known, for policies that ask, instead of the propensity.
         is_shared: whether a row of one action changes what is expected of others.
         settings: its own.
         seen: rows of the actions it has learned something about; of a shared learner, of all actions.

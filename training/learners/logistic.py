@@ -37,7 +37,7 @@ import numpy as np
 
 from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
-from training.learners.regression import Regressions, absorb, chance_of, expect, surprise
+from training.learners.regression import Regression, Regressions, absorb, chance_of, expect, surprise
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
 
@@ -84,10 +84,8 @@ class LogisticCorrection:
     def learn_one(self, row: Row, reward: float) -> float:
         """See Learner. A reward between 0 and 1 is learned as a success and a failure with those weights."""
         regression = self._regressions.of(row.action)
-        expected = _learn(row.x, self._scale, row.prior_log_odds, reward, *regression.arrays)
-        n_rows = self._n_rows[row.action] = self._n_rows.get(row.action, 0) + 1
-        if n_rows % self._memory_rows == 0:
-            regression.renew_prior(0.5)
+        expected = learn_logistic(row.x, self._scale, row.prior_log_odds, reward, 1.0, *regression.arrays)
+        self._count(row.action, regression)
         return expected
 
     def correct_one(self, row: Row, change: float) -> None:
@@ -120,14 +118,21 @@ class LogisticCorrection:
 
     def save(self, state: MemberState) -> None:
         """See Learner."""
-        state.logistic.regressions.extend(self._regressions.save())
-        state.logistic.n_rows.extend(self._n_rows[action] for action in sorted(self._n_rows))
+        regressions = self._regressions.save()
+        state.logistic.regressions.extend(regressions)
+        state.logistic.n_rows.extend(self._n_rows.get(each.action, 0) for each in regressions)
 
     def load(self, state: MemberState) -> None:
         """See Learner."""
         self._regressions.load(state.logistic.regressions)
         actions = [each.action for each in state.logistic.regressions]
         self._n_rows = dict(zip(actions, state.logistic.n_rows, strict=True))
+
+    def _count(self, action: int, regression: Regression) -> None:
+        """Take note of a row, and forget half when it is time."""
+        n_rows = self._n_rows[action] = self._n_rows.get(action, 0) + 1
+        if n_rows % self.settings["memory_rows"] == 0:
+            regression.renew_prior(0.5)
 
     @classmethod
     def constants(cls, base_rate: float) -> Constants:
@@ -149,24 +154,26 @@ class LogisticCorrection:
 
 
 @kernel
-def _learn(
+def learn_logistic(
     x: Doubles,
     scale: float,
     prior_log_odds: float,
     reward: float,
+    importance: float,
     precision: Doubles,
     covariance: Doubles,
     natural: Doubles,
     mean: Doubles,
 ) -> float:
-    """Learn one row, and return the chance expected before."""
+    """Learn one row as if it had come so many times, above 0, and return the chance expected before."""
     row = x * scale
     spread = np.empty_like(row)
     expected, variance = expect(row, covariance, mean, spread)
     before = prior_log_odds + expected
-    step = surprise(before, variance, reward - chance_of(before))
-    correction = expected + variance * step  # of this row's log-odds, once it is known
+    step = surprise(before, importance * variance, reward - chance_of(before))
+    correction = expected + importance * variance * step  # of this row's log-odds, once it is known
     chance = chance_of(prior_log_odds + correction)
     curvature = max(chance * (1.0 - chance), CURVATURE_MIN)
-    absorb(row, spread, variance, curvature, correction + step / curvature, precision, covariance, natural, mean)
+    target = correction + step / curvature
+    absorb(row, spread, variance, importance * curvature, target, precision, covariance, natural, mean)
     return chance_of(before)

@@ -76,6 +76,7 @@ placements:
 - {name: foot, channel: web, purpose: marketing, goal: visit, exploration: {greedy: {}}}
 - {name: side, channel: web, purpose: marketing, goal: visit, exploration: {thompson: {draws: 64, floorShare: 0.02}}}
 - {name: top, channel: web, purpose: marketing, goal: visit, exploration: {epsilonGreedy: {epsilon: 0.1}}}
+- {name: rail, channel: web, purpose: marketing, goal: visit, exploration: {upperConfidence: {width: 2}}}
 - name: wing
   channel: web
   purpose: marketing
@@ -275,7 +276,7 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "profileAttributes[1].type",
             "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 89)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 90)"),
     ]
 
 

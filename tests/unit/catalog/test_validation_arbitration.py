@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.catalog.catalog import UPPER_CONFIDENCE
 from server.errors import TsugiError
 from tests.support.catalogs import compiled
 
@@ -27,6 +28,10 @@ def faults(**parts: Any) -> list[tuple[str, str]]:
         ({"softmax": {}}, "softmax.temperature", "0.001 to 1000, got 0.0"),
         ({"softmax": {"temperature": 1e4}}, "softmax.temperature", "0.001 to 1000, got 10000.0"),
         ({"softmax": {"temperature": "NaN"}}, "softmax.temperature", "0.001 to 1000, got nan"),
+        ({"upperConfidence": {"width": -0.1}}, "upper_confidence.width", "0 to 10, got -0.1"),
+        ({"upperConfidence": {"width": 10.5}}, "upper_confidence.width", "0 to 10, got 10.5"),
+        ({"upperConfidence": {"width": "NaN"}}, "upper_confidence.width", "0 to 10, got nan"),
+        ({"upperConfidence": {"width": "Infinity"}}, "upper_confidence.width", "0 to 10, got inf"),
         ({"greedy": {}, "shareMax": 1.5}, "share_max", "0 to 1, got 1.5"),
         ({"greedy": {}, "shareMax": "NaN"}, "share_max", "0 to 1, got nan"),
         ({"greedy": {}, "probabilityMin": -0.1}, "probability_min", "0 to 1, got -0.1"),
@@ -41,6 +46,13 @@ def test_fault_of_exploration_is_told(exploration: dict[str, Any], path: str, de
     ((at, said),) = faults(placements=[HOME | {"exploration": exploration}], actionAttributes=price)
     assert at == f"placements[0].exploration.{path}"
     assert said.startswith(description)
+
+
+@pytest.mark.parametrize(("stated", "width"), [({}, 2.0), ({"width": 0}, 0.0), ({"width": 10}, 10.0)])
+def test_width_of_upper_confidence_is_two_unless_it_is_stated(stated: dict[str, float], width: float) -> None:
+    catalog = compiled(placements=[HOME | {"exploration": {"upperConfidence": stated}}])
+    assert catalog.blends.codes[0, 0, 2] == UPPER_CONFIDENCE
+    assert catalog.blends.parameters[0, 0].tolist() == [width, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(
