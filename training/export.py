@@ -119,10 +119,11 @@ class _Block:
 
     def message(self) -> GoalArrays:
         if self._message is None:
-            names = list(self._fleet.space.rows)
-            self._message = GoalArrays(goal=self._goal.goal, actions=[names[action] for action in self._rows])
+            names, actions = list(self._fleet.space.rows), sorted(self._rows)
+            self._message = GoalArrays(goal=self._goal.goal, actions=[names[action] for action in actions])
+            rows = [self._rows[action] for action in actions]
             for field, array in self._fields.items():
-                setattr(self._message, field, array[: len(self._rows)].tobytes())
+                setattr(self._message, field, array[rows].tobytes())
             for field, number in self._constants.items():
                 setattr(self._message, field, number)
             slope, intercept = self._goal.calibration.scaling

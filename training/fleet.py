@@ -51,9 +51,10 @@ class Fleet:
         lsn: of the record being learned from; whoever owns the fleet sets it.
         time_us: its log time.
 
-    Memory is some 16 (d + 1)² bytes for each action and full learner, of which a goal has five to begin with: 2.7 MB a
-    learner for 100 actions at 40 features. At 10,000 actions and 64 columns challengers of that kind do not begin, and
-    the first and the posterior take 680 MB each.
+    Memory: learners of full covariance take 16 (d + 1)² bytes for each action, 2.7 MB for 100 actions at 40 features,
+    and of those a goal has up to five. Where all actions together would make them too large they do not begin: at
+    10,000 actions and 64 columns a goal has the diagonal posterior, hashed and factorised ones, and the process grows
+    by 210 MB, arrays to publish included; its snapshot has 20 MB.
     """
 
     def __init__(self) -> None:

@@ -66,6 +66,12 @@ class Result(NamedTuple):
 
     accepted: int
     visits: int
+    expected: float  # visits among accepted rows, as the replies' propensities foretold
+
+    @property
+    def expected_rate(self) -> float:
+        """Mean propensity that was stated of accepted rows."""
+        return self.expected / self.accepted
 
     @property
     def visit_rate(self) -> float:
@@ -168,6 +174,7 @@ class Pass:
         self._chunk_s = CHUNK_ROWS / rows_per_s_max
         self.accepted = 0
         self.visits = 0
+        self.expected = 0.0
 
     def run(self, rows: Sequence[Row]) -> Iterator[int]:
         """Play the rows in this order, yielding how many were played after each chunk.
@@ -193,6 +200,7 @@ class Pass:
                 continue
             self.accepted += 1
             self.visits += row.visited
+            self.expected += reply.slots[0].propensity
             reports.append(outcome(reply.decision_id, row.action, "shown", "impression"))
             if row.visited:
                 reports.append(outcome(reply.decision_id, row.action, "visited", "visit"))
@@ -236,7 +244,7 @@ def replay_hillstrom(rows: Sequence[Row], seed: int, progress: Progress, rows_pe
             for n_rows in playing.run([rows[i] for i in order]):
                 rate = f"{playing.visits / playing.accepted:.2%} visits" if playing.accepted else ""
                 progress.update(task, advance=n_rows, rate=rate)
-    return Result(playing.accepted, playing.visits)
+    return Result(playing.accepted, playing.visits, playing.expected)
 
 
 @click.group("replay")
@@ -280,7 +288,8 @@ def hillstrom_command(data: Path, seeds: int, n_rows: int, rows_per_s: float, ou
     mean = float(np.mean(rates))
     for seed, result in enumerate(results):
         console.print(
-            f"seed {seed}: {result.visit_rate:.2%} ± {result.standard_error:.2%} visits on {result.accepted:,} rows"
+            f"seed {seed}: {result.visit_rate:.2%} ± {result.standard_error:.2%} visits on {result.accepted:,} rows, "
+            f"{result.expected_rate:.2%} foretold"
         )
     standard_error = math.sqrt(sum(result.standard_error**2 for result in results)) / len(results)
     console.print(
@@ -291,6 +300,7 @@ def hillstrom_command(data: Path, seeds: int, n_rows: int, rows_per_s: float, ou
         "visit_rate_mean": mean,
         "visit_rate_standard_error": standard_error,
         "visit_rate_by_seed": rates,
+        "foretold_rate_by_seed": [result.expected_rate for result in results],
         "accepted_by_seed": [result.accepted for result in results],
     }
     (out / "hillstrom.json").write_text(json.dumps(told, indent=2) + "\n")

@@ -191,6 +191,7 @@ def test_one_more_than_a_catalog_may_hold_is_refused(wire: Wire, name: str) -> N
         "Matching.fields": "matching.fields",
         "EventType.properties": "event_types[0].properties",
         "Goal.outcomes": "goals[0].outcomes",
+        "Goal.learners": "goals[0].learners",
         "Action.treatments": "actions[0].treatments",
         "Attribute.purposes": "profile_attributes[0].purposes",
     }.get(name, name.removeprefix("Catalog."))
@@ -206,6 +207,8 @@ def test_one_more_than_a_catalog_may_hold_is_refused(wire: Wire, name: str) -> N
     missing = maximum + 1 - len(entries)
     if last in {"allowed_values", "purposes"}:
         entries.extend(f"value {i}" for i in range(missing))
+    elif last == "learners":
+        entries.extend([catalog_pb2.LEARNER_FAMILY_FOREST] * missing)
     else:
         message_class = type(getattr(holder, last).add())
         del entries[-1]
