@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from training import standing
+from training import calibration, standing
 from training.calibration import Calibration
 from training.drift import Drift
 from training.families import CHALLENGERS_MAX, FAMILIES, FIRST, LATER, POSTERIORS
@@ -32,7 +32,7 @@ CHANGES_KEPT: Final = 16
 BYTES_MAX: Final = 512 * 1024**2  # of a goal's challengers: beyond, families that take much space do not begin
 ARITHMETIC: Final = (
     f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX} "
-    f"sums={standing.COLUMNS} {Drift.arithmetic}"
+    f"sums={standing.COLUMNS} {Drift.arithmetic} {calibration.ARITHMETIC}"
 )
 
 _Kind = FleetChangeKind
@@ -102,7 +102,7 @@ class GoalFleet:
         self.families: tuple[str, ...] = ()
         self._space = space
         self._lsn, self._time_us = lsn, time_us
-        self.calibration = Calibration()
+        self.calibration = Calibration(base_rate)
         self._next_number, self._n_tested, self._next_choice = 0, 0, 0
         self._round_begin, self._round_end = 0, ROUND_ROWS_MIN
         posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
@@ -116,6 +116,12 @@ class GoalFleet:
     def serving(self) -> Member:
         """See Attributes."""
         return self.members[self._serving]
+
+    @property
+    def n_failures(self) -> float:
+        """Rows that the one that serves has learned from, less their rewards."""
+        sums = self.sums[self._serving]
+        return float(sums[standing.ROWS] - sums[standing.OBSERVED])
 
     @property
     def posterior(self) -> Member:

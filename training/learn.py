@@ -136,6 +136,13 @@ class _Course:
         """Say whether it left out who was erased, and learned as goals are defined."""
         return self.erased_lsn == erased_lsn and self.terms_lsn == terms_lsn
 
+    def lower_what_is_in_excess(self, arrays: LearnerArrays) -> None:
+        """Take out of what is published that silences of open windows are still to come, see Pending."""
+        for block in arrays.goals:
+            goal, pending = self.fleet.goals[block.goal], self.rewards.pending.get(block.goal)
+            if pending is not None:
+                block.calibration_intercept -= pending.excess(goal.base_rate, goal.n_failures)
+
     def _learn(self, lesson: Lesson) -> None:
         self.fleet.learn(lesson)
         self.personal.learn(lesson)
@@ -402,6 +409,7 @@ class Learner:
     def _publish(self) -> None:
         arrays = self._exporter.message(self.epoch, self.learned_lsn, self.learned_time_us)
         self._course.personal.export(arrays)
+        self._course.lower_what_is_in_excess(arrays)
         arrays.erased_lsn = self._rid_lsn  # a receipt is signed on its word
         arrays.new_outcome_lsn, arrays.new_outcome_time_us = self._course.new_outcome
         data = arrays.SerializeToString(deterministic=True)

@@ -24,6 +24,7 @@ from server.storage.log import Log
 from server.storage.record import Record
 from training.earning import CLOSED, OPEN, OVER, UNSEEN, Earning, OpenDecision, State, columns_of, states_of
 from training.flow import Flow
+from training.pending import Pending
 from tsugi.log.v1.learner_pb2 import GoalFlow, OpenRewards
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
 from tsugi.v1.catalog_pb2 import Action as ActionMessage
@@ -127,6 +128,10 @@ class Rewards:
         learn: told of each row, in order.
         goals: what goals mean, by name, whatever the decision's own catalog said; of others, that one says it.
         open_decisions_max: see OPEN_DECISIONS_MAX.
+
+    Attributes:
+        counts: what became of everything.
+        pending: of each goal what silences are still to come.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class Rewards:
         goals: Mapping[str, Goal] | None = None,
     ) -> None:
         self.counts = Counts()
+        self.pending: dict[str, Pending] = {}
         self._log = log
         self._find_terms = find_terms
         self._learn = learn
@@ -241,6 +247,8 @@ class Rewards:
         self._open[opened.key] = opened
         for place, earning in enumerate(opened.earnings):
             heapq.heappush(self._endings, (earning.until_us, opened.lsn, place, opened.key))
+            if earning.phase == OPEN:
+                self._pending(earning).open()
         for lsn in self._parked_by_key.pop(opened.key, ()):
             parked = self._parked.pop(lsn)
             self._apply_outcome(opened, lsn, parked.key, parked.outcome, record.time_us)
@@ -280,6 +288,7 @@ class Rewards:
             is_late = False
             if earning.phase == UNSEEN:
                 earning.phase = OPEN
+                self._pending(earning).open()
                 self._end_at(time_us + earning.goal.window_us, decision, place)
             reward = earning.goal.rewards.get(outcome.type)
             if reward is not None:
@@ -386,6 +395,7 @@ class Rewards:
         flow = self._flow(goal.name)
         if flow.is_trusted(began_us):
             flow.close(began_us, is_silent=earning.taught is None)
+        self._pending(earning).close(earning.taught)
         earning.phase = OVER  # of silence there is nothing to take back
         if earning.taught is not None:
             if is_silent:
@@ -420,6 +430,8 @@ class Rewards:
 
     def _teach(self, decision: OpenDecision, earning: Earning) -> None:
         reward = earning.reward()
+        if earning.phase == OPEN:
+            self._pending(earning).settle(reward, earning.taught)
         self._learn(
             Lesson(
                 earning.goal,
@@ -435,6 +447,12 @@ class Rewards:
             )
         )
         earning.taught = reward
+
+    def _pending(self, earning: Earning) -> Pending:
+        pending = self.pending.get(earning.goal.name)
+        if pending is None:
+            pending = self.pending[earning.goal.name] = Pending()
+        return pending
 
     def _flow(self, goal: str) -> Flow:
         flow = self._flows.get(goal)
@@ -470,6 +488,8 @@ class Rewards:
         assert opened is not None, "only decisions with slots are saved"
         for place, (earning, state) in enumerate(zip(opened.earnings, states, strict=True)):
             earning.phase, earning.until_us, earning.taught, earning.counted = state
+            if earning.phase == OPEN:
+                self._pending(earning).open(earning.taught)
             if earning.phase == OVER:
                 opened.n_open -= 1
             else:

@@ -16,7 +16,7 @@ from server.decisioning.models import align, no_champion
 from tests.support.learning import make_catalog
 from training.export import Exporter, UnsafeArraysError
 from training.fleet import Fleet
-from training.learners.base import FEATURE_MAX, Arrays, Prediction, Row, sigmoid
+from training.learners.base import FEATURE_MAX, Arrays, Prediction, Row, log_odds_of, sigmoid
 from training.learners.bayesian import BayesianRegression
 from training.learners.logistic import LogisticCorrection
 from training.rewards import Lesson
@@ -175,12 +175,16 @@ def test_workers_score_what_is_recorded_as_learners_score_it_in_units_of_its_spr
     for age, spend in drawn[200:]:
         recorded = {"profile.age": age, "profile.spend": spend, "profile.visits": 0.5}
         x = np.array([recorded[name] for name in used.learned.names])
-        log_odds = -1.0 + models.correction_weights[0, book] @ x + models.correction_intercepts[0, book]
+        log_odds = -models.prior_slopes[0] + models.correction_weights[0, book] @ x
+        log_odds += models.correction_intercepts[0, book]
         z = models.posterior_scales[0] * np.append(x, 1.0)
         mean = sigmoid(-1.0) + models.posterior_means[posterior] @ z
         ours = [Prediction(sigmoid(log_odds), 0.0), Prediction(mean, z @ models.posterior_covariances[posterior] @ z)]
         units = {name: units_of(fleet, name, recorded[name]) for name in used.learned.names}
-        theirs = expectations(fleet, "visit", "book", units, -1.0)
+        propensity, reward = expectations(fleet, "visit", "book", units, -1.0)
+        slope, intercept = fleet.goals["visit"].calibration.scaling
+        mended = sigmoid(slope * log_odds_of(propensity.mean) + intercept)
+        theirs = [propensity._replace(mean=mended), reward]
         np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-6)
 
 
