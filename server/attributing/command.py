@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -101,7 +102,7 @@ def attribution(
         _fail({"reason": ErrorReason.Name(error.reason), "message": error.message, "violations": violations})
     except (BlobError, CorruptRecordError, SchemaTooNewError, lmdb.Error) as error:
         _fail({"message": f"the data directory cannot be read: {error}"})
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         _fail({"message": f"a file cannot be read or written: {error}"})
 
 
@@ -151,6 +152,8 @@ def _told(found: dict[str, Any], order: int) -> list[str]:
                 f"{found['unled_outcomes']:,} outcomes worth {found['unled_value']:,.2f} are not shared out: no "
                 "touchpoint lies within the window before them"
             )
+        if found["taken_back_outcomes"]:
+            lines.append(f"{found['taken_back_outcomes']:,} outcomes were taken back and do not count")
         if found["unreadable_records"]:
             lines.append(f"{found['unreadable_records']:,} records could not be read and are passed over")
     return lines
@@ -194,6 +197,7 @@ def _from_log(data: Path, goal: str, window_us: int, since: datetime | None) -> 
         "cut_paths": journeys.n_cut,
         "unled_outcomes": journeys.n_unled,
         "unled_value": journeys.unled_value,
+        "taken_back_outcomes": collector.n_taken_back,
         "unreadable_records": collector.n_unreadable,
         "last_lsn": tail.lsn,
     }

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from server.audit_tables import PIPED_WIDTH
 from server.catalog.catalog import Doubles
@@ -51,7 +52,7 @@ def print_attribution(channels: Sequence[str], attributed: dict[Model, Attribute
             table.add_column("removal effect", justify="right")
         for i in order:
             parts = [f"{each[column][i]:,.2f}" for each in attributed.values()]
-            table.add_row(channels[i], *parts, *([f"{effects[i]:.2%}"] if column == 0 else []))
+            table.add_row(Text(channels[i]), *parts, *([f"{effects[i]:.2%}"] if column == 0 else []))
         console.print(table)
 
 

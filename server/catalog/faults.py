@@ -22,6 +22,9 @@ YEAR_US: Final = 365 * DAY_US
 SUGGESTIONS_MAX: Final = 16  # of one catalog: to look for one among 10,000 names takes 25 ms
 NAME_WANTED: Final = "a to z, 0 to 9 and _, a letter first, at most 64 of them"
 
+VIOLATIONS_MAX: Final = 1_000  # of one catalog; megabytes of faults would take gigabytes to tell
+
+_NANOS: Final = 1_000_000_000
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -39,7 +42,7 @@ class Faults:
     """Gathers what is wrong, each with its path.
 
     Attributes:
-        violations: in the order in which they were found.
+        violations: in the order in which they were found, the first VIOLATIONS_MAX.
     """
 
     def __init__(self) -> None:
@@ -48,7 +51,8 @@ class Faults:
 
     def add(self, path: str, description: str) -> None:
         """Note one fault."""
-        self.violations.append(Violation(path, description))
+        if len(self.violations) < VIOLATIONS_MAX:
+            self.violations.append(Violation(path, description))
 
     def check(self, holds: bool, path: str, description: str) -> bool:
         """Note a fault unless the condition holds, and return whether it does."""
@@ -56,9 +60,9 @@ class Faults:
             self.add(path, description)
         return holds
 
-    def count(self, path: str, n: int, least: int, most: int) -> None:
-        """Check the length of a list."""
-        self.check(least <= n <= most, path, f"{least} to {most} entries, got {n}")
+    def count(self, path: str, n: int, least: int, most: int) -> bool:
+        """Check the length of a list, and return whether it is right."""
+        return self.check(least <= n <= most, path, f"{least} to {most} entries, got {n}")
 
     def names(self, path: str, names: Iterable[str]) -> None:
         """Check that the names of a list's entries are names, and none stands twice."""
@@ -73,6 +77,8 @@ class Faults:
         """Check that something of this name is declared, and return whether it is."""
         if name in known:
             return True
+        if len(self.violations) >= VIOLATIONS_MAX:
+            return False  # an example of ten thousand names, a million times, would take minutes
         if not name:
             example = f", such as {min(known)[:64]!r}" if known else ""
             return self.check(False, path, f"the name of one {what} is required{example}")
@@ -103,7 +109,11 @@ class Faults:
         return self.check(math.isfinite(number), path, "a finite number is required")
 
     def span(self, path: str, duration: Duration, least_us: int, most_us: int) -> None:
-        """Check that a span lies within bounds."""
+        """Check that a span is one, and lies within bounds."""
+        # Protobuf itself writes a span of other nanoseconds as no JSON: nobody could look at the catalog.
+        if abs(duration.nanos) >= _NANOS or duration.seconds * duration.nanos < 0:
+            self.add(path, "less than a second of nanoseconds, of the same sign as the seconds")
+            return
         self.check(
             least_us <= duration_us(duration) <= most_us,
             path,

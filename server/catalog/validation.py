@@ -110,13 +110,13 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
     kinds = {outcome_type.name: outcome_type.kind for outcome_type in catalog.outcome_types}
     for i, goal in enumerate(catalog.goals):
         path = f"goals[{i}]"
-        faults.count(f"{path}.outcomes", len(goal.outcomes), 1, 16)
-        for j, outcome in enumerate(goal.outcomes):
+        is_short = faults.count(f"{path}.outcomes", len(goal.outcomes), 1, 16)
+        for j, outcome in enumerate(goal.outcomes if is_short else ()):
             faults.refers(f"{path}.outcomes[{j}].type", outcome.type, kinds, "outcome type")
             if kinds.get(outcome.type) == catalog_pb2.OUTCOME_KIND_IMPRESSION:
                 faults.add(f"{path}.outcomes[{j}].type", "an impression settles no goal; name a response")
             faults.share(f"{path}.outcomes[{j}].reward", outcome.reward)
-        if len({outcome.type for outcome in goal.outcomes}) != len(goal.outcomes):
+        if is_short and len({outcome.type for outcome in goal.outcomes}) != len(goal.outcomes):
             faults.add(f"{path}.outcomes", "the same outcome type stands twice; name it once")
         faults.span(f"{path}.attribution_window", goal.attribution_window, WINDOW_US_MIN, WINDOW_US_MAX)
         faults.share(f"{path}.default_reward", goal.default_reward)
@@ -124,12 +124,12 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             faults.add(f"{path}.base_rate", f"above 0 and below 1, got {goal.base_rate}")
         faults.enum(f"{path}.settling", goal.settling, catalog_pb2.Settling)
         faults.span(f"{path}.late_limit", goal.late_limit, 0, WINDOW_US_MAX)
-        faults.count(f"{path}.learners", len(goal.learners), 0, 8)
-        for j, family in enumerate(goal.learners):
+        is_short = faults.count(f"{path}.learners", len(goal.learners), 0, 8)
+        for j, family in enumerate(goal.learners if is_short else ()):
             if family == catalog_pb2.LEARNER_FAMILY_UNSPECIFIED:
                 faults.add(f"{path}.learners[{j}]", "name a family, such as LEARNER_FAMILY_FOREST")
             faults.enum(f"{path}.learners[{j}]", family, catalog_pb2.LearnerFamily)
-        if len(set(goal.learners)) != len(goal.learners):
+        if is_short and len(set(goal.learners)) != len(goal.learners):
             faults.add(f"{path}.learners", "the same family stands twice; name it once")
 
 
@@ -151,7 +151,8 @@ def _goals_of(path: str, placement: catalog_pb2.Placement, goals: set[str], faul
         faults.refers(f"{path}.goal", placement.goal, goals, "goal")
         return
     faults.check(not placement.goal, f"{path}.goal", "not beside goals; a placement has one goal, or several in goals")
-    faults.count(f"{path}.goals", len(placement.goals), 1, 8)
+    if not faults.count(f"{path}.goals", len(placement.goals), 1, 8):
+        return
     for j, goal in enumerate(placement.goals):
         faults.refers(f"{path}.goals[{j}].goal", goal.goal, goals, "goal")
         if goal.HasField("weight") and not 0.0 < goal.weight <= 1_000.0:

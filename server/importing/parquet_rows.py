@@ -64,7 +64,7 @@ class ParquetRows:
                     if number > start.at:
                         self._n_done = number
                         yield Row(number, number, number, cells, None, b"", "")
-        except self._fault as error:
+        except (self._fault, ValueError, OverflowError) as error:  # the latter of texts that are none, and of instants
             raise OSError("the file is damaged") from error
 
     def done(self) -> int:

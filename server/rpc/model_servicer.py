@@ -140,7 +140,7 @@ class ModelServicer:
             goals = [each for each in goals if each.goal == request.goal]
             if not goals and request.goal not in configuration.goals():
                 raise not_found("goal", request.goal, "goal")
-        if first is not None and first >= len(goals):
+        if first is not None and not 0 < first < len(goals):
             raise field_invalid("page_token", "pass it exactly as received")
         last = (first or 0) + size
         response = ListLearnersResponse(

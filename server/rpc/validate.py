@@ -36,6 +36,7 @@ CALLER_ID_BYTES_MAX: Final = 128
 IDENTITY_VALUE_BYTES_MAX: Final = 256
 IDENTITIES_MAX: Final = 16
 PLACEMENTS_MAX: Final = 16
+ACTION_LENGTH_MAX: Final = 64  # no catalog has a longer name
 CONTEXT_MAX: Final = 64
 ACTION_NAMES_MAX: Final = 10_000
 OUTCOMES_MAX: Final = 16
@@ -137,8 +138,9 @@ def distinct_request_ids(requests: Iterable[DecideRequest]) -> list[DecideReques
 
 def report_outcome(request: ReportOutcomeRequest, now_us: int, path: str = "") -> None:
     """Check a ReportOutcomeRequest, except its decision id."""
-    if not request.action:
-        raise field_invalid(f"{path}action", "an action is required")
+    # An outcome may come before its decision: then this alone bounds what the log and the learner keep of it.
+    if not 1 <= len(request.action) <= ACTION_LENGTH_MAX:
+        raise field_invalid(f"{path}action", f"an action is required, at most {ACTION_LENGTH_MAX} characters")
     caller_id(f"{path}outcome_id", request.outcome_id)
     if request.revokes:
         caller_id(f"{path}revokes", request.revokes)

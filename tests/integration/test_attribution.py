@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -138,6 +139,50 @@ def test_faults_are_told_and_nothing_is_shared_out(files: Files, tmp_path: Path)
             blob.unlink()
     ended = run("--data", files.root, "--goal", "click")
     assert (ended.exit_code, "cannot be read" in ended.stderr) == (1, True)
+
+
+def test_names_of_channels_are_shown_as_they_are(tmp_path: Path) -> None:
+    """They come from a file: what they look like to a terminal is nobody's business."""
+    path = tmp_path / "paths.csv"
+    path.write_text("path,total_conversions\n[/bold] > [red]mail > web[/],2\n[link=https://x]y > :smile:,1\n")
+    ended = run("--paths", path)
+    assert ended.exit_code == 0
+    for name in ("[/bold]", "[red]mail", "web[/]", "[link=https://x]y", ":smile:"):
+        assert name in ended.stdout
+
+
+def damaged(folder: Path) -> list[Path]:
+    """Write files that are not what they seem."""
+    rows = "path,total_conversions\n" + "".join(f"a{i} > b,{i}\n" for i in range(2_000))
+    packed = bytearray(gzip.compress(rows.encode()))
+    no_gzip, cut, altered = (folder / f"{name}.csv.gz" for name in ("no_gzip", "cut", "altered"))
+    no_gzip.write_text(rows)
+    cut.write_bytes(packed[: len(packed) // 2])
+    packed[20:-8] = b"\xff" * (len(packed) - 28)
+    altered.write_bytes(packed)
+    no_parquet, empty, no_text = folder / "no.parquet", folder / "empty.csv", folder / "no_text.csv"
+    no_parquet.write_text(rows)
+    empty.write_bytes(b"")
+    no_text.write_bytes(rows.encode("utf-16"))
+    return [no_gzip, cut, altered, no_parquet, empty, no_text]
+
+
+def test_damaged_files_are_refused_in_words(tmp_path: Path) -> None:
+    for path in damaged(tmp_path):
+        ended = run("--paths", path)
+        assert (ended.exit_code, ended.stdout) == (1, ""), path.name
+        assert json.loads(ended.stderr)["message"]
+
+
+def test_parquet_whose_texts_are_none_is_refused_in_words(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="untested: that a Parquet file with damaged texts is refused")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "paths.parquet"
+    texts = pyarrow.array([b"a > \xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"path": texts, "total_conversions": [1]}), path)
+    ended = run("--paths", path)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "damaged" in json.loads(ended.stderr)["message"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from server.outcomes.attribution import Model, Paths, Terms
 from server.outcomes.journeys import Journeys
 from server.profiles.identity import identity_key
 from server.storage.log import Log
+from server.storage.record import NO_KEY
 from tests.support.catalogs import compiled
 from tests.support.histories import SECOND_US, START_US, History, decision_key
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, Provenance, RecordKind, SlotRecord
@@ -182,13 +183,23 @@ class Story(History):
         self.record(RecordKind.RECORD_KIND_DECISION, decision, key, subjects)
         return key
 
-    def come_to(self, key: bytes, action: str, outcome_type: str, hour: float, value: float = 0.0) -> int:
-        """Record an outcome that happened at an hour."""
+    def come_to(
+        self,
+        key: bytes,
+        action: str,
+        outcome_type: str,
+        hour: float,
+        value: float = 0.0,
+        outcome_key: bytes = NO_KEY,
+        revoked_key: bytes = b"",
+    ) -> int:
+        """Record an outcome that happened at an hour, or with the key of another one that this is taken back."""
         outcome = OutcomeRecord(
-            decision_key=key, action=action, type=outcome_type, value=value, occurrence_time_us=at(hour)
-        )
+            decision_key=key, action=action, type=outcome_type, value=value, occurrence_time_us=at(hour),
+            revoked_key=revoked_key,
+        )  # fmt: skip
         self.now_us = max(self.now_us, at(hour))
-        return self.record(RecordKind.RECORD_KIND_OUTCOME, outcome)
+        return self.record(RecordKind.RECORD_KIND_OUTCOME, outcome, outcome_key)
 
 
 def at(hour: float) -> int:

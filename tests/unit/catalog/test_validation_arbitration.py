@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from server.catalog.catalog import UPPER_CONFIDENCE
+from server.catalog.compile import compile_catalog
+from server.catalog.faults import VIOLATIONS_MAX, Faults
 from server.errors import TsugiError
-from tests.support.catalogs import compiled
+from tests.support.catalogs import compiled, message
+from tsugi.v1 import catalog_pb2
 
 HOME = {"name": "home", "channel": "web", "goal": "click"}
 SEVERAL = {"name": "home", "channel": "web"}
@@ -76,11 +81,65 @@ def test_fault_of_several_goals_is_told(placement: dict[str, Any], path: str, de
         ({"settling": 5}, "settling", "one of SETTLING_FIRST, SETTLING_LAST, SETTLING_SUM, SETTLING_MAX, got 5"),
         ({"lateLimit": "7776001s"}, "late_limit", "0s to 7776000s (90 days), got 7776001s"),
         ({"lateLimit": "-1s"}, "late_limit", "0s to 7776000s (90 days), got -1s"),
+        ({"baseRate": 0}, "base_rate", "above 0 and below 1, got 0.0"),
+        ({"baseRate": 1}, "base_rate", "above 0 and below 1, got 1.0"),
+        ({"baseRate": "NaN"}, "base_rate", "above 0 and below 1, got nan"),
+        ({"defaultReward": "NaN"}, "default_reward", "0 to 1, got nan"),
+        ({"defaultReward": 1.5}, "default_reward", "0 to 1, got 1.5"),
+        ({"outcomes": [{"type": "click", "reward": "NaN"}]}, "outcomes[0].reward", "0 to 1, got nan"),
+        ({"outcomes": [{"type": "click", "reward": "Infinity"}]}, "outcomes[0].reward", "0 to 1, got inf"),
+        ({"outcomes": [{"type": "impression"}]}, "outcomes[0].type", "an impression settles no goal; name a response"),
+        ({"outcomes": [{"type": "click"}] * 2}, "outcomes", "the same outcome type stands twice; name it once"),
+        ({"outcomes": []}, "outcomes", "1 to 16 entries, got 0"),
     ],
 )
 def test_fault_of_a_goal_is_told(change: dict[str, Any], path: str, description: str) -> None:
     goal = {"name": "click", "outcomes": [{"type": "click", "reward": 1}], "attributionWindow": "60s", "baseRate": 0.1}
     assert faults(goals=[goal | change]) == [(f"goals[0].{path}", description)]
+
+
+def test_list_that_is_too_long_is_told_and_nothing_of_what_stands_in_it() -> None:
+    """Of one number a byte, 16 million fit in a catalog; to look at each takes minutes, to tell of each gigabytes."""
+    catalog = message()
+    catalog.goals[0].learners.extend([99] * 20_000)  # type: ignore[list-item]  # what a later caller may send
+    catalog.goals[0].outcomes.extend([catalog_pb2.GoalOutcome(type="clik", reward=math.nan)] * 1_000)
+    catalog.placements[0].goals.extend([catalog_pb2.GoalWeight(goal="clik")] * 1_000)
+    catalog.placements[0].ClearField("goal")
+    with pytest.raises(TsugiError) as caught:
+        compile_catalog(catalog)
+    assert [(violation.path, violation.description) for violation in caught.value.violations] == [
+        ("goals[0].outcomes", "1 to 16 entries, got 1003"),
+        ("goals[0].learners", "0 to 8 entries, got 20000"),
+        ("placements[0].goals", "1 to 8 entries, got 1000"),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(5, 1_000_000_000), (5, -1), (5, 2**31 - 1), (0, -(2**31))])
+def test_span_that_has_no_json_is_told(seconds: int, nanos: int) -> None:
+    catalog = message()
+    catalog.goals[0].late_limit.seconds, catalog.goals[0].late_limit.nanos = seconds, nanos
+    with pytest.raises(TsugiError) as caught:
+        compile_catalog(catalog)
+    assert [violation.path for violation in caught.value.violations] == ["goals[0].late_limit"]
+
+
+def test_of_many_faults_the_first_thousand_are_told() -> None:
+    actions = [{"name": f"a{i}", "lever": -1, "treatments": [{"name": "t", "channel": "gone"}]} for i in range(1_000)]
+    assert len(faults(actions=actions)) == 1_000
+
+
+def test_nothing_is_suggested_for_faults_that_are_not_told() -> None:
+    class Known(set[str]):
+        n_read = 0
+
+        def __iter__(self) -> Iterator[str]:
+            self.n_read += 1
+            return super().__iter__()
+
+    known, found = Known({"a"}), Faults()
+    for _ in range(VIOLATIONS_MAX + 10):
+        assert not found.refers("actions", "", known, "action")
+    assert known.n_read == len(found.violations) == VIOLATIONS_MAX
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,12 @@ async def test_learning_that_does_not_come_is_told_after_half_of_the_deadline(de
     assert [list(record.degradations).count(STALE) for record in await desk.records()] == [1]
 
 
+async def test_what_no_log_will_ever_hold_is_waited_for_as_long_as_anything(desk: Desk) -> None:
+    reply = DecideResponse.FromString(await wait(desk, (1 << 64) - 1, timeout_s=SHORT))
+    assert {STALE, Degradation.DEGRADATION_PROFILE_STALE} <= set(reply.degradations)
+    assert desk.service.queue_requests == 0
+
+
 async def test_without_any_learner_the_wait_is_as_long_and_told_once() -> None:
     desk = Desk()
     desk.know("somebody", 100)

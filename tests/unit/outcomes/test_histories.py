@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from server.catalog.catalog import Catalog
@@ -98,6 +100,25 @@ def test_outcome_before_its_decision_counts_when_the_decision_comes() -> None:
     here.project()
     show(here, 1)
     assert told(here) == {"action_1": (0.25, 1.0, 0)}
+
+
+def test_everything_about_a_person_is_the_same_in_whatever_order_impression_and_click_came() -> None:
+    def seen_of(order: tuple[int, ...]) -> tuple[object, object]:
+        here = people()
+        steps = (
+            lambda: show(here, 1, seen=False),
+            lambda: here.history.report(decision_key(1), "action_1", "impression"),
+            lambda: here.history.report(decision_key(1), "action_1", "click"),
+            lambda: here.history.report(decision_key(1), "action_1", "impression"),
+        )
+        for step in order:
+            steps[step]()
+        shown = told(here)
+        return shown, here.views()
+
+    first, *others = map(seen_of, permutations(range(4)))
+    assert first[0] == {"action_1": (0.25, 1.0, 0)}
+    assert all(other == first for other in others)
 
 
 def test_outcome_finds_what_was_shown_to_who_was_known_then_by_another_identity() -> None:

@@ -72,6 +72,37 @@ def test_every_outcome_that_was_reported_counts(log: MemoryLog, story: Story) ->
     assert paths == [(["web"], 1, 3.0), (["web"], 1, 4.0)]
 
 
+def test_outcome_that_was_taken_back_does_not_count_whenever_that_was_told(log: MemoryLog, story: Story) -> None:
+    first, second, third, early = (decision_key(number) for number in range(50, 54))
+    key = story.tell("home", "book", "lamp", hour=0, profile_key=ANNA)
+    story.come_to(key, "book", "order", hour=1, value=3.0, outcome_key=first)
+    story.come_to(key, "book", "order", hour=2, value=4.0, outcome_key=second)
+    story.come_to(key, "lamp", "order", hour=3, value=5.0, outcome_key=third)
+    story.come_to(key, "book", "order", hour=4, value=3.0, revoked_key=first, outcome_key=decision_key(60))
+    story.come_to(key, "book", "", hour=5, revoked_key=first)  # again, by another id
+    story.come_to(key, "book", "", hour=5, revoked_key=third)  # of another action: takes nothing back
+    story.come_to(key, "book", "", hour=5, revoked_key=decision_key(60))  # a revocation: neither
+    story.come_to(key, "book", "", hour=5, revoked_key=early)
+    story.come_to(key, "book", "order", hour=6, value=7.0, outcome_key=early)
+    collector = collected(log)
+    assert collector.meetings().outcome_values.tolist() == [4.0, 5.0]
+    assert collector.n_taken_back == 2
+
+
+def test_decision_joins_what_was_reported_and_taken_back_before_it(log: MemoryLog, story: Story) -> None:
+    key = decision_key(7)
+    story.come_to(key, "book", "order", hour=1, value=5.0, revoked_key=decision_key(8))
+    story.come_to(key, "book", "order", hour=1, value=5.0, outcome_key=decision_key(8))
+    story.tell("home", "book", hour=0.5, profile_key=ANNA, key=key)
+    assert journeys_of(log)[1] == [(["web"], 0, 0.0)]
+
+
+def test_to_take_something_back_is_not_to_have_seen_it(log: MemoryLog, story: Story) -> None:
+    key = story.tell("desk", "call", hour=0, profile_key=ANNA)
+    story.come_to(key, "call", "impression", hour=1, revoked_key=decision_key(50))
+    assert journeys_of(log)[1] == []
+
+
 def test_touchpoint_counts_less_than_a_window_before(log: MemoryLog, story: Story) -> None:
     story.tell("letter", "lamp", hour=0, profile_key=ANNA)
     key = story.tell("home", "book", hour=20, profile_key=ANNA)

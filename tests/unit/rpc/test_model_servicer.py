@@ -105,7 +105,7 @@ async def test_pages_are_whole_together_and_each_goal_stands_in_one(desk: Desk) 
         if not (token := page.next_page_token):
             break
     assert (goals, sizes) == (list("abcde"), [2, 2, 1])
-    for token in ("5", "99", "x", "-1"):
+    for token in ("0", "00", "5", "99", "18446744073709551615", "x", "-1"):
         assert await refused(desk.list(page_token=token)) == ("FIELD_INVALID", "page_token")
 
 
@@ -144,6 +144,23 @@ async def test_reset_that_is_wrong_is_refused_with_its_field(desk: Desk) -> None
     assert await refused(desk.reset(role=every, goals=many)) == ("LIMIT_EXCEEDED", "goals")
     assert await refused(desk.reset(role=every, request_id="x" * 129)) == ("FIELD_INVALID", "request_id")
     assert desk.log.tail().lsn == 1
+
+
+async def test_reset_is_checked_as_it_would_be_done_and_its_id_stands_for_one(desk: Desk) -> None:
+    serving, every = LearnerRole.LEARNER_ROLE_SERVING, LearnerRole.LEARNER_ROLE_ALL
+    await desk.reset(role=serving, request_id="r")
+    for changes in ({"role": every}, {"goals": ["a"]}, {"role": every, "validate_only": True}):
+        given = {"role": serving, "request_id": "r"} | changes
+        assert await refused(desk.reset(**given)) == ("IDEMPOTENCY_KEY_REUSED", "")
+    for only in (False, True):
+        assert await refused(desk.reset(role=every, etag="1", validate_only=only)) == ("ETAG_MISMATCH", "")
+        assert await refused(desk.reset(role=every, goals=["\0"], validate_only=only)) == (
+            "RESOURCE_NOT_FOUND", "goals[0]",
+        )  # fmt: skip
+        assert await refused(desk.reset(role=every, goals=["x" * 100_000], validate_only=only)) == (
+            "RESOURCE_NOT_FOUND", "goals[0]",
+        )  # fmt: skip
+    assert desk.log.tail().lsn == 2
 
 
 async def test_learner_role_is_given_to_the_baseline_or_the_fleet_by_name(desk: Desk) -> None:

@@ -112,6 +112,15 @@ def test_instant_may_lie_five_minutes_ahead_and_no_longer() -> None:
     refused(lambda: validate.report_outcome(request, NOW_US), "occurrence_time", "TIME_OUT_OF_RANGE")
 
 
+def test_action_is_no_longer_than_any_that_was_ever_chosen() -> None:
+    """Of a decision that is not known yet nothing else bounds it, and all that waits is kept."""
+    request = ReportOutcomeRequest(action="a" * 64, outcome_id="o", type="t")
+    validate.report_outcome(request, NOW_US)
+    request.action += "a"
+    refused(lambda: validate.report_outcome(request, NOW_US), "action")
+    refused(lambda: validate.report_outcome(request, NOW_US, "outcomes[3]."), "outcomes[3].action")
+
+
 @pytest.mark.parametrize("given", [{}, {"type": "return"}, {"type": "return", "value": 3.5}])
 def test_revocation_needs_no_type(given: dict[str, Any]) -> None:
     validate.report_outcome(ReportOutcomeRequest(action="a", outcome_id="o", revokes="x" * 128, **given), NOW_US)
@@ -126,6 +135,7 @@ def test_revocation_needs_no_type(given: dict[str, Any]) -> None:
         ({"revokes": "x", "value": 1.0}, "value"),
         ({"revokes": "x", "value": math.nan}, "value"),
         ({"revokes": "x", "action": ""}, "action"),
+        ({"revokes": "x", "action": "a" * 65}, "action"),
         ({"revokes": "x", "outcome_id": ""}, "outcome_id"),
         ({}, "type"),
     ],

@@ -52,7 +52,7 @@ def test_slots_come_and_go_in_any_order() -> None:
 
 
 def test_what_is_left_of_a_stream_with_a_window_is_the_rate_itself() -> None:
-    """One chance in ten, rewards at once, silence 500 slots late: after 1,200 log-odds are a quarter too high without."""
+    """One chance in ten, rewards at once, silence 500 slots late: what is stated comes nearer to it, on the safe side."""
     rng, pending, failures, rewards = random.Random(2), Pending(), 0.0, 0.0
     waiting: list[float | None] = []
     for _ in range(1_200):
@@ -68,5 +68,5 @@ def test_what_is_left_of_a_stream_with_a_window_is_the_rate_itself() -> None:
             failures += taught is None
     learned = math.log(rewards / (failures + PRIOR_ROWS))
     meant = math.log(0.1 / 0.9)
-    assert learned - meant > 0.2
-    assert abs(learned - pending.excess(0.1, failures) - meant) < 0.15
+    assert learned - meant > 0.25
+    assert -0.2 < learned - pending.excess(0.1, failures) - meant < 0.0
