@@ -52,7 +52,7 @@ def test_slots_come_and_go_in_any_order() -> None:
 
 
 def test_what_is_left_of_a_stream_with_a_window_is_the_rate_itself() -> None:
-    """One chance in ten, rewards at once, silence 500 slots late: what is stated comes nearer to it, on the safe side."""
+    """One chance in ten, rewards at once, silence 500 slots late: what is stated comes nearer, on the safe side."""
     rng, pending, failures, rewards = random.Random(2), Pending(), 0.0, 0.0
     waiting: list[float | None] = []
     for _ in range(1_200):
