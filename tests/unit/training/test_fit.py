@@ -124,8 +124,8 @@ def test_shipped_bundle_is_what_the_fit_makes() -> None:
     shipped, fitted = parse(bundle()), parse(fit_seed_bundle(catalog(), SEED))
     assert fitted.manifest == shipped.manifest
     inputs, _ = golden_rows(shipped)
-    # Another type of processor may round otherwise on the way, so the graphs are compared by what they say: apart by 0.06
-    # in the mean and 0.24 at most on one, where fits with another seed are by 0.56 and 1.8 at least.
+    # Another type of processor may round otherwise on the way, so the graphs are compared by what they say: apart by
+    # 0.06 in the mean and 0.24 at most on one, where fits with another seed are by 0.56 and 1.8 at least.
     differences = np.abs(OnnxScorer(fitted).score(inputs) - OnnxScorer(shipped).score(inputs))
     assert differences.mean() < 0.15
     assert differences.max() < 0.6
