@@ -258,6 +258,11 @@ class Learner:
         return tail.lsn - self.learned_lsn, tail.time_us - self.learned_time_us if self.learned_lsn else 0
 
     @property
+    def stopped(self) -> list[str]:
+        """Goals whose outcomes are held to have stopped arriving: their silence is not learned."""
+        return self._course.rewards.stopped
+
+    @property
     def fleet(self) -> Fleet:
         """All learners, to be looked at; another one after an erasure."""
         return self._course.fleet
@@ -442,7 +447,7 @@ def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> 
             turned()
             n_records = learner.step()
             if learner.publish_if_due():
-                monitor.look(learner.fleet)
+                monitor.look(learner.fleet, learner.stopped)
             _tell(learner)
             learner.snapshot_if_due()
             if n_records == 0:

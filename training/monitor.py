@@ -6,6 +6,7 @@ begins anew. Goals and families are the only labels, and no person is in any of 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -60,12 +61,22 @@ class Monitor:
 
     def __init__(self) -> None:
         self._calibrations: dict[str, Calibration] = {}
+        self._stopped: frozenset[str] = frozenset()
 
-    def look(self, fleet: Fleet) -> None:
-        """Tell how every goal's learners do now. Cost: some 20 µs a goal."""
+    def look(self, fleet: Fleet, stopped: Iterable[str] = ()) -> None:
+        """Tell how every goal's learners do now. Cost: some 20 µs a goal.
+
+        Args:
+            fleet: all of them.
+            stopped: goals whose outcomes are held to have stopped arriving.
+        """
         for goal in fleet.goals.values():
             self._tell(goal)
             self._hear(goal)
+        before, self._stopped = self._stopped, frozenset(stopped)
+        for name in sorted(self._stopped - before):
+            telemetry.ALARMS.labels("outcomes_stopped").inc()
+            structlog.get_logger().warning("outcomes_stopped", goal=name)
 
     def _tell(self, goal: GoalFleet) -> None:
         name, serving = goal.goal, goal.serving

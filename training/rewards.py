@@ -179,6 +179,11 @@ class Rewards:
                 raise TooManyQuarantinedError(f"{QUARANTINED_MAX} records set aside, the last: {error}") from error
 
     @property
+    def stopped(self) -> list[str]:
+        """Goals whose outcomes are held to have stopped arriving."""
+        return [goal for goal, flow in self._flows.items() if flow.is_stopped]
+
+    @property
     def n_open(self) -> int:
         """Number of decisions that outcomes, or revocations of them, may still reach."""
         return len(self._open)

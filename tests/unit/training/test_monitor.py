@@ -120,3 +120,11 @@ def test_another_learner_that_serves_is_judged_by_itself(fleet: Fleet, logs: lis
         goal.reset(1, 1, LearnerRole.LEARNER_ROLE_ALL)
         goal.reset(1, 1, LearnerRole.LEARNER_ROLE_SERVING)
     assert [entry["event"] for entry in logs] == ["learner_miscalibrated"] * 2
+
+
+def test_outcomes_that_stop_arriving_are_told_once_a_stop(fleet: Fleet, logs: list[EventDict]) -> None:
+    monitor = Monitor()
+    for stopped in ((), ("monitored",), ("monitored",), (), ("monitored",)):
+        monitor.look(fleet, stopped)
+    told = [log for log in logs if log["event"] == "outcomes_stopped"]
+    assert [log["goal"] for log in told] == ["monitored", "monitored"]

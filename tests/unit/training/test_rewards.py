@@ -494,6 +494,7 @@ def test_silence_is_not_learned_while_outcomes_have_stopped_and_again_when_they_
     _one_a_second(join, 1_000, lambda _: False)
     silent = join.rewards.counts.silent
     assert 80 < silent - before[1] < 110, "twenty missing ones are the evidence"
+    assert join.rewards.stopped == ["visit"]
     assert join.rewards.counts.withheld > 880
     key = join.decide()
     join.writer.now_us += 1
@@ -504,6 +505,7 @@ def test_silence_is_not_learned_while_outcomes_have_stopped_and_again_when_they_
     _one_a_second(join, 100, lambda i: i % 4 == 0)
     assert join.rewards.counts.learned == before[0] + 25
     assert join.rewards.counts.silent == silent + 74
+    assert join.rewards.stopped == []
 
 
 def test_slots_settled_before_the_outcomes_stopped_can_still_be_corrected() -> None:
