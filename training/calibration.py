@@ -62,6 +62,22 @@ class Calibration:
         self.observed = keep * self.observed + reward
         self._correction.learn_one(Row(0, np.array([1.0, log_odds - self._base_log_odds]), log_odds), reward)
 
+    def correct(self, log_odds: float, before: float, reward: float, age: float) -> None:
+        """Take note that the reward of an earlier row is another; see standing.amend.
+
+        Args:
+            log_odds: of what the serving learner expects of it now.
+            before: the reward it came with, 0..1.
+            reward: the one in its place.
+            age: how many rows were learned after it.
+        """
+        if age >= self._correction.n_rows_of(0):
+            return  # it was somebody else's
+        log_odds = min(max(log_odds, -PRIOR_LOG_ODDS_MAX), PRIOR_LOG_ODDS_MAX)
+        self.observed += (reward - before) * (1.0 - 1.0 / SETTINGS["memory_rows"]) ** age
+        row = Row(0, np.array([1.0, log_odds - self._base_log_odds]), log_odds)
+        self._correction.correct_one(row, reward - before)
+
     def review(self) -> None:
         """Renew slope and intercept."""
         exported = self._correction.export([0])

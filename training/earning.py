@@ -58,11 +58,12 @@ class Earning:
         phase: UNSEEN, OPEN, CLOSED or OVER.
         until_us: log time at which the phase ends, or ended when OVER.
         taught: the reward that was taught last; None: none yet.
+        row: which one of its goal it was when it was taught first, from 1; 0: it was not, or nobody learned it.
         counted: outcomes that count, by LSN ascending, at most OUTCOMES_MAX.
     """
 
     __slots__ = (
-        "action", "counted", "general_propensity", "goal", "history", "phase", "prior_log_odds",
+        "action", "counted", "general_propensity", "goal", "history", "phase", "prior_log_odds", "row",
         "selection_probability", "taught", "until_us",
     )  # fmt: skip
 
@@ -77,6 +78,7 @@ class Earning:
         self.phase = UNSEEN if slot.on_impression else OPEN
         self.until_us = 0
         self.taught: float | None = None
+        self.row = 0
         self.counted: Sequence[Counted] = ()
 
     def count(self, lsn: int, reward: float) -> None:
@@ -153,6 +155,7 @@ class State(NamedTuple):
     phase: int
     until_us: int
     taught: float | None
+    row: int
     counted: Sequence[Counted]
 
 
@@ -161,7 +164,7 @@ def columns_of(decisions: Collection[OpenDecision]) -> OpenRewards:
     earnings = [earning for decision in decisions for earning in decision.earnings]
     counted = [each for earning in earnings for each in earning.counted]
     taught = [math.nan if earning.taught is None else earning.taught for earning in earnings]
-    waiting = [lsn for decision in decisions if decision.waiting for lsn in decision.waiting.values()]
+    waiting = sorted(lsn for decision in decisions if decision.waiting for lsn in decision.waiting.values())
     return OpenRewards(
         decision_lsns=np.array([decision.lsn for decision in decisions], "<u8").tobytes(),
         slot_counts=np.array([len(decision.earnings) for decision in decisions], "<u2").tobytes(),
@@ -172,6 +175,7 @@ def columns_of(decisions: Collection[OpenDecision]) -> OpenRewards:
         outcome_lsns=np.array([each.lsn for each in counted], "<u8").tobytes(),
         outcome_rewards=np.array([each.reward for each in counted], "<f8").tobytes(),
         revocation_lsns=np.array(waiting, "<u8").tobytes(),
+        rows=np.array([earning.row for earning in earnings], "<u8").tobytes(),
     )
 
 
@@ -182,6 +186,8 @@ def states_of(columns: OpenRewards) -> Iterator[State]:
     counted = map(Counted, lsns, rewards)
     untils_us = np.frombuffer(columns.slot_close_times_us, "<i8").tolist()
     taught = np.frombuffer(columns.taught, "<f8").tolist()
-    for phase, until_us, reward, n in zip(columns.slot_flags, untils_us, taught, columns.outcome_counts, strict=True):
+    rows = np.frombuffer(columns.rows, "<u8").tolist()
+    told = zip(columns.slot_flags, untils_us, taught, rows, columns.outcome_counts, strict=True)
+    for phase, until_us, reward, row, n in told:
         own = [next(counted) for _ in range(n)] if n else ()
-        yield State(phase, until_us, None if math.isnan(reward) else reward, own)
+        yield State(phase, until_us, None if math.isnan(reward) else reward, row, own)

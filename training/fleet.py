@@ -88,11 +88,14 @@ class Fleet:
                 self.goals[goal.name] = GoalFleet(self.space, goal.name, rate, self.lsn, self.time_us)
             self.goals[goal.name].have(goal.learners, self.lsn, self.time_us)
 
-    def learn(self, lesson: Lesson) -> None:
-        """Teach one lesson to the learners of its goal. Cost: some 40 µs at 40 features."""
+    def learn(self, lesson: Lesson) -> int:
+        """Teach one lesson to the learners of its goal, and return its number among the goal's rows; 0: it has none.
+
+        Cost: some 40 µs at 40 features.
+        """
         action = self.space.admit_action(lesson.action)
         if action is None:
-            return
+            return 0
         goal = self.goals.get(lesson.goal.name)
         if goal is None:
             self.meet([lesson.goal])
@@ -105,10 +108,11 @@ class Fleet:
         if not -PRIOR_LOG_ODDS_MAX <= prior <= PRIOR_LOG_ODDS_MAX:
             prior = _clipped(prior, PRIOR_LOG_ODDS_MAX)
         row = Row(action, x, prior, weight_of(lesson.selection_probability))
-        if lesson.taught is None:
-            goal.learn(row, lesson.reward, self.lsn, self.time_us)
-        else:
-            goal.correct(row, lesson.reward - lesson.taught)
+        if lesson.taught is not None:
+            goal.correct(row, lesson.taught, lesson.reward, lesson.row)
+            return lesson.row
+        goal.learn(row, lesson.reward, self.lsn, self.time_us)
+        return goal.n_rows
 
     def reset(self, goals: Iterable[str] = (), role: int = LearnerRole.LEARNER_ROLE_ALL) -> None:
         """Let the learners of a role, of these goals, begin anew; none named: of all goals. See GoalFleet.reset."""

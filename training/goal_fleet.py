@@ -9,6 +9,7 @@ has risen for good begins anew. All of it follows from the rows alone, in their 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -32,7 +33,7 @@ CHANGES_KEPT: Final = 16
 BYTES_MAX: Final = 512 * 1024**2  # of a goal's challengers: beyond, families that take much space do not begin
 ARITHMETIC: Final = (
     f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX} "
-    f"sums={standing.COLUMNS} {Drift.arithmetic} {calibration.ARITHMETIC}"
+    f"sums={standing.COLUMNS} corrected=seen,judged {Drift.arithmetic} {calibration.ARITHMETIC}"
 )
 
 _Kind = FleetChangeKind
@@ -47,16 +48,18 @@ class Member:
         learner: the learner.
         begun_lsn: the log record it began after.
         begun_time_us: its log time.
+        begun_row: the last row of the goal that nothing it knows rests on.
         drift: its detector.
     """
 
-    __slots__ = ("begun_lsn", "begun_time_us", "drift", "learner", "number")
+    __slots__ = ("begun_lsn", "begun_row", "begun_time_us", "drift", "learner", "number")
 
-    def __init__(self, number: int, learner: Learner, begun_lsn: int, begun_time_us: int) -> None:
+    def __init__(self, number: int, learner: Learner, begun_lsn: int, begun_time_us: int, begun_row: int) -> None:
         self.number = number
         self.learner = learner
         self.begun_lsn = begun_lsn
         self.begun_time_us = begun_time_us
+        self.begun_row = begun_row
         self.drift = Drift()
 
     @property
@@ -163,10 +166,25 @@ class GoalFleet:
             self._lsn, self._time_us = lsn, time_us
             self._review()
 
-    def correct(self, row: Row, change: float) -> None:
-        """Tell all that the reward of an earlier row is another; how they were judged by it stands."""
-        for member in self.members:
-            member.learner.correct_one(row, change)
+    def correct(self, row: Row, before: float, reward: float, number: int) -> None:
+        """Tell all that learned from an earlier row that its reward is another, and judge them by that one.
+
+        Whoever began since has nothing to correct: a change without the row would be learned as if it were all of it.
+
+        Args:
+            row: see Row.
+            before: the reward they learned, 0..1.
+            reward: the one in its place.
+            number: n_rows when it was learned.
+        """
+        chances = np.full(len(self.members), np.nan)
+        for place, member in enumerate(self.members):
+            if member.begun_row < number:
+                chances[place] = member.learner.correct_one(row, reward - before)
+        age = float(self.n_rows - number)
+        standing.amend(chances, before, reward, row.weight, self._serving, age, self.sums)
+        if not math.isnan(chances[self._serving]):
+            self.calibration.correct(log_odds_of(float(chances[self._serving])), before, reward, age)
         self.stale[row.action] = row
 
     def serve(self, place: int) -> None:
@@ -234,6 +252,7 @@ class GoalFleet:
                 sums=self.sums[place].tobytes(),
                 heard=np.array(member.drift.heard).tobytes(),
                 begun_time_us=member.begun_time_us,
+                begun_row=member.begun_row,
             )
             member.learner.save(saved)
         return state
@@ -259,7 +278,7 @@ class GoalFleet:
         settings = next(choice for choice in family.choices if settings_text(choice) == saved.settings)
         learner = family(self._space, self.base_rate, settings)
         learner.load(saved)
-        member = Member(saved.number, learner, saved.begun_lsn, saved.begun_time_us)
+        member = Member(saved.number, learner, saved.begun_lsn, saved.begun_time_us, saved.begun_row)
         member.drift = Drift(np.frombuffer(saved.heard).tolist())
         return member
 
@@ -288,7 +307,8 @@ class GoalFleet:
             if place != self._serving:
                 self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESTARTED)
             elif weakest := self._droppable(self._challengers())[-1:]:
-                self._replace(weakest[0], self._new(self.serving.learner.family, self.serving.learner.settings))
+                twin = self._new(self.serving.learner.family, self.serving.learner.settings)
+                self._replace(weakest[0], twin, self.n_rows)
                 self.serving.drift = Drift()
 
     def _decide_who_serves(self) -> None:
@@ -317,9 +337,10 @@ class GoalFleet:
         weak = self._droppable(ranked[len(ranked) // 2 :])
         strongest = self.members[self._serving if not ranked or not self._leads(ranked[0]) else ranked[0]]
         for i, place in enumerate(weak):
-            successor = self._heir(strongest.learner) if i == 0 else self._next_in_list()
+            heir = self._heir(strongest.learner) if i == 0 else None
+            successor = heir or self._next_in_list()
             if successor is not None:
-                self._replace(place, successor)
+                self._replace(place, successor, strongest.begun_row if heir is not None else self.n_rows)
         length = min(2 * (self._round_end - self._round_begin), ROUND_ROWS_MAX)
         self._round_begin, self._round_end = self._round_end, self._round_end + length
         standing.begin_round(self.sums)
@@ -346,7 +367,7 @@ class GoalFleet:
     def _heir(self, learner: Learner) -> Learner | None:
         """Return an heir with settings of its family that nobody has, the nearest in the list first.
 
-        Without room for one, or without such settings: the next in the list of all.
+        None without room for one, or without such settings.
         """
         choices = learner.choices
         own = next((i for i, choice in enumerate(choices) if choice == learner.settings), 0)
@@ -354,7 +375,7 @@ class GoalFleet:
             settings = choices[(own + step) % len(choices)]
             if not self._takes_part(learner.family, settings):
                 return learner.heir(settings)
-        return self._next_in_list()
+        return None
 
     def _next_in_list(self) -> Learner | None:
         """Return the next of what may take part that does not yet, and that there is room for."""
@@ -377,16 +398,16 @@ class GoalFleet:
         return FAMILIES[family](self._space, self.base_rate, settings)
 
     def _begin(self, learner: Learner) -> None:
-        self.members.append(Member(self._next_number, learner, self._lsn, self._time_us))
+        self.members.append(Member(self._next_number, learner, self._lsn, self._time_us, self.n_rows))
         self._next_number += 1
         self.sums = np.vstack([self.sums, np.zeros((1, standing.COLUMNS))])
         standing.begin(self.sums[-1], self._next_test())
 
-    def _replace(self, place: int, learner: Learner) -> None:
+    def _replace(self, place: int, learner: Learner, begun_row: int) -> None:
         """Put a new learner in the place of another."""
         lead = standing.lead_of(self.sums[place], ALPHA)
         self._note(_Kind.FLEET_CHANGE_KIND_DROPPED, self.members[place].number, lead, self.serving.number)
-        self.members[place] = member = Member(self._next_number, learner, self._lsn, self._time_us)
+        self.members[place] = member = Member(self._next_number, learner, self._lsn, self._time_us, begun_row)
         self._next_number += 1
         standing.begin(self.sums[place], self._next_test())
         self._note(_Kind.FLEET_CHANGE_KIND_BEGUN, member.number, standing.Estimate(0.0, 0.0), self.serving.number)
@@ -396,7 +417,7 @@ class GoalFleet:
         before = self.members[place]
         change = self._note(kind, before.number, standing.lead_of(self.sums[place], ALPHA), self.serving.number)
         learner = self._new(before.learner.family, settings)
-        self.members[place] = Member(before.number, learner, self._lsn, self._time_us)
+        self.members[place] = Member(before.number, learner, self._lsn, self._time_us, self.n_rows)
         standing.begin(self.sums[place], self._next_test())
         return change
 

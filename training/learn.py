@@ -143,9 +143,9 @@ class _Course:
             if pending is not None:
                 block.calibration_intercept -= pending.excess(goal.base_rate, goal.n_failures)
 
-    def _learn(self, lesson: Lesson) -> None:
-        self.fleet.learn(lesson)
+    def _learn(self, lesson: Lesson) -> int:
         self.personal.learn(lesson)
+        return self.fleet.learn(lesson)
 
     def step(self) -> int:
         """Learn from the next records, at most BATCH_RECORDS_MAX, and return how many there were."""

@@ -31,6 +31,7 @@ KEPT: Final = 1.0 - 2.0**-17  # of the sums at each lesson: half of it is forgot
 SETTINGS: Final = f"personal strengths={STRENGTHS} doubt={DOUBT} kept={KEPT}"
 
 _PROPENSITY_MIN: Final = 1e-6
+_HISTORY_MAX: Final = 1e12
 _SPREADS: Final[Doubles] = 1.0 / np.array(STRENGTHS)
 _IS_FINITE: Final = (_SPREADS > 0.0).astype(np.float64)
 _DOUBTS: Final = np.add.outer(_IS_FINITE, _IS_FINITE) * DOUBT
@@ -48,6 +49,8 @@ class Personal:
         expected, observed, group_expected, group_observed = lesson.history
         if not group_expected or not lesson.general_propensity or lesson.taught is not None:
             return  # every pair says the same, or said it already
+        if not 0.0 <= expected + observed + group_expected + group_observed + lesson.general_propensity < _HISTORY_MAX:
+            return  # no history is like that, and sums that are no numbers would stay so
         of_groups = (group_observed * _SPREADS + 1.0) / (group_expected * _SPREADS + 1.0)
         factors = (observed * _SPREADS + of_groups[:, np.newaxis]) / (expected * _SPREADS + 1.0)
         p = np.clip(lesson.general_propensity * factors, _PROPENSITY_MIN, PROPENSITY_MAX)

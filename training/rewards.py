@@ -81,6 +81,7 @@ class Lesson(NamedTuple):
     general_propensity: float = 0.0  # before the person's own history counted; 0: not recorded
     # Of the person: expected and observed with the action, and with its group.
     history: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    row: int = 0  # of what was taught: the number that whoever learned it gave it; 0: none
 
 
 class Terms(NamedTuple):
@@ -125,7 +126,7 @@ class Rewards:
     Args:
         log: a decision's record is found by its decision key, a revoked outcome's by its own.
         find_terms: gives the terms of the catalog with a sha256; called for every decision.
-        learn: told of each row, in order.
+        learn: told of each row, in order; gives a row that is new a number, and is told of it with what replaces it.
         goals: what goals mean, by name, whatever the decision's own catalog said; of others, that one says it.
         open_decisions_max: see OPEN_DECISIONS_MAX.
 
@@ -138,7 +139,7 @@ class Rewards:
         self,
         log: Log,
         find_terms: Callable[[bytes], Terms],
-        learn: Callable[[Lesson], None],
+        learn: Callable[[Lesson], int | None],
         open_decisions_max: int = OPEN_DECISIONS_MAX,
         goals: Mapping[str, Goal] | None = None,
     ) -> None:
@@ -437,7 +438,7 @@ class Rewards:
         reward = earning.reward()
         if earning.phase == OPEN:
             self._pending(earning).settle(reward, earning.taught)
-        self._learn(
+        row = self._learn(
             Lesson(
                 earning.goal,
                 earning.action,
@@ -449,8 +450,11 @@ class Rewards:
                 earning.taught,
                 earning.general_propensity,
                 earning.history,
+                earning.row,
             )
         )
+        if earning.taught is None:
+            earning.row = row or 0
         earning.taught = reward
 
     def _pending(self, earning: Earning) -> Pending:
@@ -492,7 +496,7 @@ class Rewards:
         opened = self._make(record, DecisionRecord.FromString(record.payload))
         assert opened is not None, "only decisions with slots are saved"
         for place, (earning, state) in enumerate(zip(opened.earnings, states, strict=True)):
-            earning.phase, earning.until_us, earning.taught, earning.counted = state
+            earning.phase, earning.until_us, earning.taught, earning.row, earning.counted = state
             if earning.phase == OPEN:
                 self._pending(earning).open(earning.taught)
             if earning.phase == OVER:

@@ -148,3 +148,47 @@ def tally(chances: Doubles, reward: float, weight: float, serving: int, is_late:
         if is_late:
             sums[i, LATE_ROWS] += 1.0
             sums[i, LATE_LEAD] += lead
+
+
+@kernel
+def amend(
+    chances: Doubles, before: float, reward: float, weight: float, serving: int, age: float, sums: Doubles
+) -> None:
+    """Let an earlier row count with another reward, in all sums of which it is part.
+
+    Losses are linear in the reward; what was expected then is taken to be what is expected now. Squares never fall by
+    it, so that bounds err to the safe side. What drift is heard by stays.
+
+    Args:
+        chances: float64[learners], what each expects of the row now; NaN of who did not learn from it.
+        before: the reward it counted with, 0..1.
+        reward: the one in its place.
+        weight: see weight_of.
+        serving: see tally.
+        age: how many rows the goal has learned after it.
+        sums: see tally.
+    """
+    log_odds = np.empty(chances.size)
+    successes, failures = np.empty(chances.size), np.empty(chances.size)
+    for i in range(chances.size):
+        chance = min(max(chances[i], CHANCE_MIN), 1.0 - CHANCE_MIN)
+        successes[i], failures[i] = math.log(chance), math.log(1.0 - chance)
+        log_odds[i] = successes[i] - failures[i]
+    change = reward - before
+    for i in range(chances.size):
+        if math.isnan(chances[i]) or age >= sums[i, ROWS]:
+            continue
+        old = weight * (-before * successes[i] - (1.0 - before) * failures[i])
+        new = old - weight * change * log_odds[i]
+        sums[i, LOSS] += new - old
+        sums[i, LOSS_SQUARES] += max(new * new - old * old, 0.0)
+        sums[i, OBSERVED] += change
+        if math.isnan(chances[serving]) or age >= sums[i, LEAD_ROWS]:
+            continue
+        if_success, if_failure = successes[i] - successes[serving], failures[i] - failures[serving]
+        old = weight * (before * if_success + (1.0 - before) * if_failure)
+        new = old + weight * change * (log_odds[i] - log_odds[serving])
+        sums[i, LEAD] += new - old
+        sums[i, LEAD_SQUARES] += max(new * new - old * old, 0.0)
+        if age < sums[i, LATE_ROWS]:
+            sums[i, LATE_LEAD] += new - old

@@ -26,7 +26,7 @@ def warm() -> None:
     fleet.meet([goal], names, {"one": ("group=some",), "two": ()})
     recorded = np.ones(len(names), "<f4").tobytes()
     fleet.learn(Lesson(goal, "one", names, recorded, -2.0, 1.0))
-    fleet.learn(Lesson(goal, "one", names, recorded, -2.0, 0.0, taught=1.0))
+    fleet.learn(Lesson(goal, "one", names, recorded, -2.0, 0.0, taught=1.0, row=1))
     for family in FAMILIES.values():
         learner = family(fleet.space, 0.1, family.choices[0])
         row = Row(0, np.ones(1 + len(names)), -2.0)

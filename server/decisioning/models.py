@@ -8,6 +8,7 @@ workers as it was recorded: what turns one into the other is folded into the wei
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -165,6 +166,8 @@ def align(catalog: Catalog, champion: Champion, arrays: LearnerArrays | None, ar
         spreads[goal_row] = _inverse(block.group_strength), _inverse(block.personal_strength)
         if block.correction_forest:
             forests.append(learned.forest(goal_row, n, units))
+        if goal_row in posterior_goals:
+            learned = learned.with_posterior()
         if goal_row in posterior_goals and learned.rows.size:
             first = sum(part.shape[0] for part in means)
             posterior_rows[goal_row, learned.rows] = np.arange(first, first + learned.rows.size)
@@ -242,6 +245,21 @@ class _Block:
         corrections[:, self.columns] = weights[np.ix_(self._picked, self._kept)]
         corrections[:, d] = _doubles(self._block.correction_intercepts, self._height)[self._picked]
         return corrections
+
+    def with_posterior(self) -> _Block:
+        """Return the block without actions whose posterior is the prior: each would take (d + 1)² numbers to say so."""
+        width = self._width + 1
+        means = _doubles(self._block.posterior_means, self._height, width)[self._picked]
+        if self._block.posterior_variances:
+            variances = _doubles(self._block.posterior_variances, self._height, width)[self._picked]
+        else:
+            source = _doubles(self._block.posterior_covariances, self._height, width, width)
+            variances = np.diagonal(source, axis1=1, axis2=2)[self._picked]
+        # Every row that was learned moves the intercept's variance, and every one that was corrected the means.
+        is_known = (means != 0.0).any(axis=1) | (variances != 1.0).any(axis=1)
+        block = copy.copy(self)
+        block._picked, block.rows = self._picked[is_known], self.rows[is_known]
+        return block
 
     def posterior_means(self, d: int) -> Doubles:
         kept, columns = np.append(self._kept, self._width), np.append(self.columns, d)

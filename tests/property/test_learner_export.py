@@ -244,3 +244,24 @@ def test_who_comes_to_serve_is_published_for_all_actions() -> None:
     assert np.any(_field(before.goals[0], "correction_intercepts"))
     assert not np.any(_field(after.goals[0], "correction_intercepts"))
     assert list(after.goals[0].actions) == ["book", "lamp"]
+
+
+@pytest.mark.parametrize("posterior", ["bayesian", "diagonal"])
+def test_workers_keep_no_covariances_of_actions_that_nothing_was_learned_of(
+    posterior: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner that all actions share is published for all of them; a posterior like the prior is the prior."""
+    monkeypatch.setattr("training.goal_fleet.POSTERIORS", (posterior,))
+    fleet, catalog = Fleet(), thompson_catalog(("age", "spend"))
+    fleet.meet(catalog.goals, catalog.learned.names, {"book": (), "lamp": ()})
+    for i in range(20):
+        values = np.array([i, 30 - i], "<f4").tobytes()
+        fleet.learn(Lesson(catalog.goals[0], "book", catalog.learned.names, values, -1.0, float(i % 3 == 0)))
+    goal = fleet.goals["visit"]
+    goal.serve(next(place for place, member in enumerate(goal.members) if member.learner.is_shared))
+    arrays = published(Exporter(fleet))
+    models = align(catalog, no_champion(catalog), arrays)
+    assert list(arrays.goals[0].actions) == ["book", "lamp"]
+    assert models.posterior_rows[0].tolist() == [1, 0]
+    assert models.posterior_covariances.shape[0] == 2
+    assert not np.array_equal(models.posterior_covariances[0], models.posterior_covariances[1])

@@ -151,11 +151,16 @@ def earned(made: Made, told: list[Told], goal: Goal, action: str) -> float | Non
 def lessons_of(log: MemoryLog, restarts: set[int]) -> tuple[list[Lesson], Rewards]:
     """Learn a log, restarting before some records."""
     lessons: list[Lesson] = []
-    rewards = Rewards(log, lambda _sha256: TERMS, lessons.append)
+
+    def learn(lesson: Lesson) -> int:
+        lessons.append(lesson)
+        return len(lessons)
+
+    rewards = Rewards(log, lambda _sha256: TERMS, learn)
     for record in log.read(1):
         if record.lsn in restarts:
             columns, parked, counts, flows = rewards.save()
-            rewards = Rewards(log, lambda _sha256: TERMS, lessons.append)
+            rewards = Rewards(log, lambda _sha256: TERMS, learn)
             rewards.load(
                 OpenRewards.FromString(columns.SerializeToString()), parked, counts,
                 [GoalFlow.FromString(flow.SerializeToString()) for flow in flows],
@@ -172,9 +177,12 @@ def test_last_lesson_is_what_was_earned_and_the_first_is_taught_once(all_steps: 
     made, told = write(log, all_steps)
     lessons, rewards = lessons_of(log, restarts)
     taught: dict[tuple[int, str, str], float] = {}
-    for lesson in lessons:
+    numbers: dict[tuple[int, str, str], int] = {}
+    for i, lesson in enumerate(lessons):
         slot = (int(np.frombuffer(lesson.features, "<f4")[0]), lesson.goal.name, lesson.action)
         assert lesson.taught == taught.get(slot), "a lesson says what it replaces, and the first that there was none"
+        assert lesson.row == numbers.get(slot, 0), "and by which number it was learned"
+        numbers.setdefault(slot, i + 1)
         assert lesson.taught != lesson.reward
         taught[slot] = lesson.reward
     expected = {

@@ -75,8 +75,13 @@ class Learner(Protocol):
     def learn_one(self, row: Row, reward: float) -> float:
         """Learn from one row, reward 0..1, and return the chance that was expected before, 0..1."""
 
-    def correct_one(self, row: Row, change: float) -> None:
-        """Take note that the reward of an earlier row is another by this much, -1..1."""
+    def correct_one(self, row: Row, change: float) -> float:
+        """Take note that the reward of an earlier row is another, and return the chance expected before.
+
+        Args:
+            row: see Row.
+            change: by how much, -1..1.
+        """
 
     def predict_one(self, row: Row) -> Prediction:
         """Return River's own prediction, the truth that the export is held against; changes nothing."""

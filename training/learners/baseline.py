@@ -40,8 +40,10 @@ class Baseline:
         del reward
         return sigmoid(row.prior_log_odds)
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner."""
+        del change
+        return sigmoid(row.prior_log_odds)
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner."""

@@ -28,7 +28,7 @@ import numpy as np
 
 from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
-from training.learners.regression import Regressions, absorb, expect
+from training.learners.regression import Regressions, absorb, expect, sum_of
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
 
@@ -69,9 +69,12 @@ class BayesianRegression:
         expected = _learn(row.x, self._scale, row.prior_log_odds, self._beta, reward, *regression.arrays)
         return min(max(expected, 0.0), 1.0)
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: exactly what would have been learned from the other reward."""
-        self._regressions.of(row.action).correct(row.x * self._scale, self._beta * change)
+        regression, scaled = self._regressions.of(row.action), row.x * self._scale
+        expected = sigmoid(row.prior_log_odds) + sum_of(scaled, regression.arrays[3])
+        regression.correct(scaled, self._beta * change)
+        return min(max(expected, 0.0), 1.0)
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner. The variance is that of the mean: River's own less the noise of one reward."""

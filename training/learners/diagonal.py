@@ -19,6 +19,7 @@ import numpy as np
 from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
 from training.learners.bayesian import WIDTH, spread_of_rewards
+from training.learners.regression import sum_of
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import DiagonalState, MemberState
 
@@ -58,12 +59,14 @@ class DiagonalRegression:
         expected = _learn(row.x, self._scale, row.prior_log_odds, self._noise_variance, reward, means, variances)
         return min(max(expected, 0.0), 1.0)
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: the mean moves as the reward does, by what the row would weigh if it were learned now."""
         means, variances = self._known(row.action)
         scaled = row.x * self._scale
+        expected = sigmoid(row.prior_log_odds) + sum_of(scaled, means)
         means += variances * scaled * change / (self._noise_variance + float(scaled**2 @ variances))
         self._means[row.action], self._variances[row.action] = means, variances
+        return min(max(expected, 0.0), 1.0)
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner; River has no such regression, so this is its own definition, sum by sum."""

@@ -118,7 +118,7 @@ class FactorisedCorrection:
             row.x, places, self._precision, row.prior_log_odds, reward, self._keep, self._columns, self._array
         )
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: the gradient of a row's log-likelihood is linear in its reward, its curvature free of it.
 
         So its gradient is changed by as much, at the numbers of now, and the steps are solved for as with a row. The
@@ -126,7 +126,7 @@ class FactorisedCorrection:
         """
         places = self._places_of(row.action)
         self._widen()
-        _correct(row.x, places, self._precision, row.prior_log_odds, change, self._columns, self._array)
+        return _correct(row.x, places, self._precision, row.prior_log_odds, change, self._columns, self._array)
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner: River's factorisation machine over features, action and tokens by name."""
@@ -283,10 +283,11 @@ def _correct(
     change: float,
     columns: Doubles,
     sources: Doubles,
-) -> None:
-    """Change the gradient of a row by this much."""
+) -> float:
+    """Change the gradient of a row by this much, and return the chance expected before."""
     mixed, before = _expect(x, places, prior_log_odds, columns, sources)
     _move(x, places, precision, mixed, before, change, 1.0, columns, sources)
+    return chance_of(before)
 
 
 @kernel

@@ -100,23 +100,21 @@ class Forest:
             total += tree.learn_row(x, before, reward, 1.0)
         return sigmoid(before + total / TREES)
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner, and the class."""
-        if abs(change) < CHANGE_MIN:
-            return
         x, before = self._inputs(row), self._before(row)
+        if abs(change) < CHANGE_MIN:
+            return self._chance(x, before)
         if self._linear is not None:
             self._linear.correct_one(row, change)
+        total = 0.0
         for tree in self.trees:
-            tree.learn_row(x, before, 1.0 if change > 0.0 else 0.0, abs(change))
+            total += tree.learn_row(x, before, 1.0 if change > 0.0 else 0.0, abs(change))
+        return sigmoid(before + total / TREES)
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner."""
-        x = self._inputs(row)
-        total = 0.0
-        for tree in self.trees:
-            total += float(tree.predict_one(x))  # type: ignore[no-untyped-call]  # untyped in River
-        return Prediction(sigmoid(self._before(row) + total / TREES), 0.0)
+        return Prediction(self._chance(self._inputs(row), self._before(row)), 0.0)
 
     def export(self, actions: Sequence[int]) -> Arrays:
         """See Learner; the graph is apart, see model."""
@@ -184,6 +182,12 @@ class Forest:
         inputs = np.concatenate([features, arrays["correction_forest_inputs"]]).astype(np.float32)
         correction = forest_graph.run(arrays["correction_forest"].astype(np.uint8).tobytes(), inputs[np.newaxis])
         return Prediction(sigmoid(before + float(correction[0])), 0.0)
+
+    def _chance(self, x: Inputs, before: float) -> float:
+        total = 0.0
+        for tree in self.trees:
+            total += float(tree.predict_one(x))  # type: ignore[no-untyped-call]  # untyped in River
+        return sigmoid(before + total / TREES)
 
     def _before(self, row: Row) -> float:
         """Return the log-odds that the trees add to."""

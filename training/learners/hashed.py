@@ -107,14 +107,14 @@ class HashedCorrection:
             row.prior_log_odds, reward, self._keep, self._table,
         )  # fmt: skip
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: the gradient of a row's log-likelihood is linear in its reward, its curvature free of it.
 
         So its gradient is changed by as much, at the precisions of now, and the step is solved for as with a row. Those
         precisions are of where the chance stood before, so that many corrections of what was certain carry it past;
         the curvature where it stands now is added to hold that down. The wider the prior, the further they still do.
         """
-        _correct(
+        return _correct(
             row.x, self._columns_of(row), self._sources_of(row.action), self._shared, self._own,
             row.prior_log_odds, change, self._table,
         )  # fmt: skip
@@ -238,13 +238,14 @@ def _correct(
     prior_log_odds: float,
     change: float,
     table: Doubles,
-) -> None:
-    """Change the gradient of a row by this much."""
+) -> float:
+    """Change the gradient of a row by this much, and return the chance expected before."""
     places, values, priors = _crossed(x, columns, sources, shared, own)
     expected, variance = _expect(places, values, priors, table)
     before = prior_log_odds + expected
     step = surprise(before, variance, change)
     _move(places, values, priors, step, _curvature(before + variance * step), 1.0, table)
+    return chance_of(before)
 
 
 @kernel

@@ -37,7 +37,7 @@ import numpy as np
 
 from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
-from training.learners.regression import Regression, Regressions, absorb, chance_of, expect, surprise
+from training.learners.regression import Regression, Regressions, absorb, chance_of, expect, sum_of, surprise
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
 
@@ -88,13 +88,23 @@ class LogisticCorrection:
         self._count(row.action, regression)
         return expected
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: the gradient of a row's log-likelihood is linear in its reward, its curvature free of it."""
-        self._regressions.of(row.action).correct(row.x * self._scale, change)
+        return self._correct(row, change)
+
+    def _correct(self, row: Row, change: float) -> float:
+        regression, scaled = self._regressions.of(row.action), row.x * self._scale
+        expected = sigmoid(row.prior_log_odds + sum_of(scaled, regression.arrays[3]))
+        regression.correct(scaled, change)
+        return expected
 
     def predict_one(self, row: Row) -> Prediction:
         """See Learner."""
         return Prediction(sigmoid(row.prior_log_odds + self.correction_of(row)), 0.0)
+
+    def n_rows_of(self, action: int) -> int:
+        """Return how many rows of an action were learned."""
+        return self._n_rows.get(action, 0)
 
     def correction_of(self, row: Row) -> float:
         """Return what River adds to the prior's log-odds."""

@@ -169,6 +169,15 @@ class Regressions:
 
 
 @kernel
+def sum_of(row: Doubles, mean: Doubles) -> float:
+    """Return what a scaled row comes to in the mean; either may be the shorter one."""
+    total = 0.0
+    for i in range(min(row.size, mean.size)):
+        total += mean[i] * row[i]
+    return total
+
+
+@kernel
 def expect(row: Doubles, covariance: Doubles, mean: Doubles, spread: Doubles) -> tuple[float, float]:
     """Return mean and variance of what a scaled row comes to; spread, written, is covariance @ row.
 

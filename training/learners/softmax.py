@@ -39,6 +39,7 @@ from server.kernel import kernel
 from training.learners.base import Arrays, Constants, Doubles, Prediction, Row, Settings, sigmoid
 from training.learners.bayesian import spread_of_rewards
 from training.learners.logistic import learn_logistic
+from training.learners.regression import chance_of
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
 
@@ -105,12 +106,12 @@ class SoftmaxPolicy:
             self._forget()
         return expected
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See Learner: gradients are linear in the reward. The row weighs what it would if it were learned now."""
         place = self._meet(row.action)
         weight = min(row.weight, self.settings["weight_max"])
-        _correct(
-            row.x, place, weight * change / self._spread, self._importance(weight) * change,
+        return _correct(
+            row.x, place, row.prior_log_odds, weight * change / self._spread, self._importance(weight) * change,
             self.settings["rate"], SLOPE_MIN * self.settings["temperature"] / self._spread,
             self._preferences, self._squares, self._precision, self._covariance, self._natural, self._mean,
         )  # fmt: skip
@@ -245,6 +246,7 @@ def _learn(
 def _correct(
     x: Doubles,
     place: int,
+    prior_log_odds: float,
     gain: float,
     change: float,
     rate: float,
@@ -255,15 +257,20 @@ def _correct(
     covariance: Doubles,
     natural: Doubles,
     mean: Doubles,
-) -> None:
-    """Take note that an earlier row's reward was another by a change, weighted; gain is what it is to the policy."""
+) -> float:
+    """Take note that an earlier row's reward was another by a change, weighted; gain is what it is to the policy.
+
+    Returns the chance expected before.
+    """
     read, chances, logarithms = np.ones(2), np.empty_like(squares), np.zeros_like(squares)
     _prefer(x, place, preferences, read, chances, logarithms)
+    expected = chance_of(prior_log_odds + mean[0] + mean[1] * read[1])
     natural += change * read
     mean[:] = covariance @ natural
     _keep_order(slope_min, precision, covariance, natural, mean)
     if place >= 0:
         _step(x, place, gain, 0.0, rate, chances, logarithms, preferences, squares)
+    return expected
 
 
 @kernel

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from training.learners.base import Doubles, Row, Settings
+from training.learners.base import Row, Settings
 from training.learners.logistic import LogisticCorrection, learn_logistic
 from training.space import Space
 from tsugi.log.v1.learner_pb2 import MemberState
@@ -69,10 +69,9 @@ class WeightedCorrection(LogisticCorrection):
         self._count(row.action, regression)
         return expected
 
-    def correct_one(self, row: Row, change: float) -> None:
+    def correct_one(self, row: Row, change: float) -> float:
         """See LogisticCorrection; the row weighs what it would if it were learned now."""
-        scaled: Doubles = row.x * self._scale
-        self._regressions.of(row.action).correct(scaled, change * self._importance(row))
+        return self._correct(row, change * self._importance(row))
 
     def heir(self, settings: Settings) -> WeightedCorrection:
         """See Learner."""

@@ -28,7 +28,7 @@ from training.export import Exporter, UnsafeArraysError
 from training.families import FAMILIES
 from training.fleet import Fleet
 from training.learn import ARRAYS_FILE, Learner
-from training.learners.base import FEATURE_MAX, Row, sigmoid
+from training.learners.base import FEATURE_MAX, Row, log_odds_of, sigmoid
 from training.learners.forest import Forest
 from training.rewards import Lesson, terms_of
 from tsugi.log.v1.learner_pb2 import LearnerArrays, LearnerSnapshot
@@ -147,10 +147,12 @@ def rivers(fleet: Fleet, catalog: Catalog, record: DecisionRecord, goal: str = "
     names = [catalog.actions.names[row] for row in np.frombuffer(record.rows, np.uint16).tolist()]
     learner = fleet.goals[goal].serving.learner
     prior = catalog.goals[catalog.goal_rows[goal]].base_log_odds
-    return [
+    plain = [
         learner.predict_one(Row(fleet.space.rows[name], x, prior)).mean if name in fleet.space.rows else sigmoid(prior)
         for name in names
     ]
+    slope, intercept = fleet.goals[goal].calibration.scaling
+    return [sigmoid(slope * log_odds_of(chance) + intercept) for chance in plain]
 
 
 def test_every_family_a_catalog_may_name_is_there() -> None:

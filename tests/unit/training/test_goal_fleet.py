@@ -521,7 +521,7 @@ def test_a_restored_fleet_can_be_reset_and_corrected_like_the_saved_one() -> Non
     play.rows(ROUND_ROWS_MIN + 40, 19, better(3))
     copy = restored(play.fleet)
     for fleet in (play.fleet, copy):
-        fleet.correct(Row(1, np.full(1 + N_LEARNERS, 0.2), 0.0), 0.5)
+        fleet.correct(Row(1, np.full(1 + N_LEARNERS, 0.2), 0.0), 0.0, 0.5, 1)
         fleet.reset(77, 8)
     assert copy.save() == play.fleet.save()
     assert set(copy.stale) == {1}

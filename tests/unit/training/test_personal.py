@@ -55,6 +55,23 @@ def test_strength_of_actions_comes_near_the_true_one() -> None:
     assert group >= 2.0
 
 
+@pytest.mark.parametrize(
+    ("general", "history"),
+    [
+        (math.nan, (1.0, 3.0, 2.0, 6.0)),
+        (0.1, (1.0, 3.0, math.nan, 6.0)),
+        (0.1, (1.0, math.nan, 2.0, 6.0)),
+        (0.1, (1.0, math.inf, 2.0, math.inf)),
+        (0.1, (1e300, 1e300, 1e308, 1e308)),
+    ],
+)
+def test_numbers_that_are_none_teach_nothing(general: float, history: tuple[float, float, float, float]) -> None:
+    personal = lived(1.0, math.inf)
+    before = personal.save()
+    personal.learn(lesson(1.0, general, history))
+    assert personal.save() == before
+
+
 def test_where_people_do_not_differ_their_history_gets_no_say() -> None:
     for seed in range(3):
         assert lived(math.inf, math.inf, seed=seed).strengths("visit") == (math.inf, math.inf)

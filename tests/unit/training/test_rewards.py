@@ -382,6 +382,20 @@ def test_revocation_before_its_outcome_waits_for_it() -> None:
     assert (join.rewards.counts.revoked, join.rewards.counts.moot) == (1, 1)
 
 
+def test_revocations_that_wait_outlive_a_restart_in_whatever_order_their_decisions_came() -> None:
+    join = Settling()
+    first, second, of_first, of_second = (join.writer.new_key() for _ in range(4))
+    join.writer.take_back(second, "book", of_second)  # waits for its decision, then for its outcome
+    join.decide(key=first)
+    join.decide(key=second)
+    join.writer.take_back(first, "book", of_first)  # of the earlier decision the later record
+    join.restart()
+    join.writer.report(first, "book", "click", of_first)
+    join.writer.report(second, "book", "click", of_second)
+    assert join.steps() == []
+    assert join.rewards.counts.revoked == 2
+
+
 def test_revocation_of_what_never_comes_is_an_orphan_once_nothing_can_come() -> None:
     join = Settling()
     key = join.decide()
