@@ -21,7 +21,7 @@ from training.learners.base import PRIOR_LOG_ODDS_MAX, Row, settings_text, sigmo
 from training.personal import SETTINGS as PERSONAL
 from training.rewards import Lesson
 from training.scaling import SETTLED_ROWS, Reading, Scaling, reading_of
-from training.space import Space
+from training.space import ACTIONS_MAX, FEATURES_MAX, Space
 from training.standing import weight_of
 from tsugi.log.v1.learner_pb2 import ActionTokens, LearnerSnapshot
 from tsugi.v1.model_pb2 import LearnerRole
@@ -30,7 +30,7 @@ from tsugi.v1.model_pb2 import LearnerRole
 ARITHMETIC: Final = "; ".join(
     [
         f"river {metadata.version('river')}",
-        f"settled_rows={SETTLED_ROWS}",
+        f"settled_rows={SETTLED_ROWS} names={FEATURES_MAX},{ACTIONS_MAX}",
         goal_fleet.ARITHMETIC,
         *(
             f"{name} {family.arithmetic} {' | '.join(map(settings_text, family.choices))}"

@@ -33,7 +33,8 @@ CHANGES_KEPT: Final = 16
 BYTES_MAX: Final = 512 * 1024**2  # of a goal's challengers: beyond, families that take much space do not begin
 ARITHMETIC: Final = (
     f"alpha={ALPHA} rounds={REVIEW_ROWS},{ROUND_ROWS_MIN},{ROUND_ROWS_MAX} weight={standing.WEIGHT_MAX} "
-    f"sums={standing.COLUMNS} corrected=seen,judged {Drift.arithmetic} {calibration.ARITHMETIC}"
+    f"first={FIRST} later={LATER} bytes_max={BYTES_MAX} sums={standing.COLUMNS} corrected=seen,judged "
+    f"{Drift.arithmetic} {calibration.ARITHMETIC}"
 )
 
 _Kind = FleetChangeKind
@@ -111,7 +112,7 @@ class GoalFleet:
         posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
         self._begin(self._new(Baseline.family, Baseline.choices[0]))
         self._begin(self._new(posterior, FAMILIES[posterior].choices[0]))
-        for family, settings in [choice for choice in FIRST if self._has_room(choice[0])]:
+        for family, settings in self._first():
             self._begin(self._new(family, settings))
         self._serving = _FIRST_PLACE
 
@@ -214,10 +215,13 @@ class GoalFleet:
             LearnerRole.LEARNER_ROLE_CHALLENGER: sorted(self._challengers()),
         }
         changes = {
-            place: self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESET)
+            place: self._restart(place, self.members[place].learner, _Kind.FLEET_CHANGE_KIND_RESET)
             for place in places.get(role, ())
         }
         if role == LearnerRole.LEARNER_ROLE_ALL:
+            # Whoever stood there may be somebody that must not serve before it is proven.
+            family, settings = self._first()[0]
+            self.members[_FIRST_PLACE].learner = self._new(family, settings)
             self.serving_since = changes[_FIRST_PLACE]
             self.serve(_FIRST_PLACE)
         elif role == LearnerRole.LEARNER_ROLE_SERVING and self._serving != 0:
@@ -305,7 +309,7 @@ class GoalFleet:
         ]  # fmt: skip
         for place in risen:
             if place != self._serving:
-                self._restart(place, self.members[place].learner.settings, _Kind.FLEET_CHANGE_KIND_RESTARTED)
+                self._restart(place, self.members[place].learner, _Kind.FLEET_CHANGE_KIND_RESTARTED)
             elif weakest := self._droppable(self._challengers())[-1:]:
                 twin = self._new(self.serving.learner.family, self.serving.learner.settings)
                 self._replace(weakest[0], twin, self.n_rows)
@@ -334,8 +338,9 @@ class GoalFleet:
     def _end_round(self) -> None:
         """Drop the weaker half of the challengers, and let new ones begin in their places."""
         ranked = self._challengers()
-        weak = self._droppable(ranked[len(ranked) // 2 :])
-        strongest = self.members[self._serving if not ranked or not self._leads(ranked[0]) else ranked[0]]
+        is_led = bool(ranked) and self._leads(ranked[0])  # then the strongest stays, though it be the only one
+        weak = self._droppable(ranked[max(len(ranked) // 2, is_led) :])
+        strongest = self.members[ranked[0] if is_led else self._serving]
         for i, place in enumerate(weak):
             heir = self._heir(strongest.learner) if i == 0 else None
             successor = heir or self._next_in_list()
@@ -387,6 +392,10 @@ class GoalFleet:
                 return self._new(family, settings)
         return None
 
+    def _first(self) -> list[tuple[str, Settings]]:
+        """Return with whom a goal begins; never nobody, because some families always have room."""
+        return [choice for choice in FIRST if self._has_room(choice[0])]
+
     def _takes_part(self, family: str, settings: Settings) -> bool:
         return any(member.learner.family == family and member.learner.settings == settings for member in self.members)
 
@@ -412,11 +421,11 @@ class GoalFleet:
         standing.begin(self.sums[place], self._next_test())
         self._note(_Kind.FLEET_CHANGE_KIND_BEGUN, member.number, standing.Estimate(0.0, 0.0), self.serving.number)
 
-    def _restart(self, place: int, settings: Settings, kind: FleetChangeKind) -> FleetChange:
+    def _restart(self, place: int, like: Learner, kind: FleetChangeKind) -> FleetChange:
         """Let a learner begin anew, under its number."""
         before = self.members[place]
         change = self._note(kind, before.number, standing.lead_of(self.sums[place], ALPHA), self.serving.number)
-        learner = self._new(before.learner.family, settings)
+        learner = self._new(like.family, like.settings)
         self.members[place] = Member(before.number, learner, self._lsn, self._time_us, self.n_rows)
         standing.begin(self.sums[place], self._next_test())
         return change

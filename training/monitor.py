@@ -62,6 +62,7 @@ class Monitor:
     def __init__(self) -> None:
         self._calibrations: dict[str, Calibration] = {}
         self._stopped: frozenset[str] = frozenset()
+        self._is_full = False
 
     def look(self, fleet: Fleet, stopped: Iterable[str] = ()) -> None:
         """Tell how every goal's learners do now. Cost: some 20 µs a goal.
@@ -73,6 +74,11 @@ class Monitor:
         for goal in fleet.goals.values():
             self._tell(goal)
             self._hear(goal)
+        if fleet.space.is_full and not self._is_full:
+            self._is_full = True
+            telemetry.ALARMS.labels("names_exhausted").inc()
+            columns, rows = len(fleet.space.columns), len(fleet.space.rows)
+            structlog.get_logger().warning("names_exhausted", n_features=columns, n_actions=rows)
         before, self._stopped = self._stopped, frozenset(stopped)
         for name in sorted(self._stopped - before):
             telemetry.ALARMS.labels("outcomes_stopped").inc()

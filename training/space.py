@@ -27,6 +27,11 @@ class Space:
             something about it too.
     """
 
+    @property
+    def is_full(self) -> bool:
+        """Whether names were turned away, or the next one would be: nothing is learned of those."""
+        return len(self.columns) >= FEATURES_MAX or len(self.rows) >= ACTIONS_MAX
+
     def __init__(self) -> None:
         self.columns: dict[str, int] = {}
         self.rows: dict[str, int] = {}

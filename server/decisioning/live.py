@@ -224,7 +224,10 @@ class Watcher:
 
     def _models(self, catalog: Catalog, champion: Champion, *, is_baseline: bool) -> Models:
         if not is_baseline:
-            return align(catalog, champion, self._arrays, self._arrays_sha256)
+            try:
+                return align(catalog, champion, self._arrays, self._arrays_sha256)
+            except (ValueError, IndexError) as error:  # a catalog must not wait for arrays that do not fit it
+                structlog.get_logger().error("arrays_refused", why=str(error))
         # What was kept of former arrays is dropped after an erasure, in use or not.
         erased_lsn = self._arrays.erased_lsn if self._arrays is not None else 0
         return replace(align(catalog, champion, None), erased_lsn=erased_lsn)

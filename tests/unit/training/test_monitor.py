@@ -15,6 +15,7 @@ from training.fleet import Fleet
 from training.goal_fleet import GoalFleet
 from training.learners.base import Row
 from training.monitor import HALF_LIFE_ROWS, RATIO_CALM, RATIO_MAX, Calibration, Monitor
+from training.space import FEATURES_MAX
 from tsugi.v1.model_pb2 import LearnerRole
 
 
@@ -128,3 +129,14 @@ def test_outcomes_that_stop_arriving_are_told_once_a_stop(fleet: Fleet, logs: li
         monitor.look(fleet, stopped)
     told = [log for log in logs if log["event"] == "outcomes_stopped"]
     assert [log["goal"] for log in told] == ["monitored", "monitored"]
+
+
+def test_names_that_find_no_place_any_more_are_told_once(fleet: Fleet, logs: list[EventDict]) -> None:
+    monitor = Monitor()
+    fleet.space.admit_features(f"f{i}" for i in range(FEATURES_MAX - 2))
+    monitor.look(fleet)
+    assert not logs
+    fleet.space.admit_features(["last", "turned away"])
+    for _ in range(2):
+        monitor.look(fleet)
+    assert [log["n_features"] for log in logs] == [FEATURES_MAX]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from training import standing
+from training.families import FIRST
 from training.goal_fleet import CHANGES_KEPT, REVIEW_ROWS, GoalFleet
 from training.learners.base import Row, settings_text
+from training.learners.softmax import SoftmaxPolicy
 from training.space import Space
 from training.telling import goal_learners
 from tsugi.log.v1.learner_pb2 import FleetChangeKind, GoalState
@@ -186,3 +188,13 @@ def test_restored_fleet_goes_on_alike_after_resets(roles: Sequence[LearnerRole])
 def test_kinds_of_change_number_alike_on_disk_and_on_the_wire() -> None:
     told = {name.removeprefix("LEARNER_CHANGE_KIND_"): number for name, number in LearnerChangeKind.items()}
     assert {name.removeprefix("FLEET_CHANGE_KIND_"): number for name, number in FleetChangeKind.items()} == told
+
+
+def test_after_a_reset_of_all_the_first_of_the_list_serves_whoever_stood_there() -> None:
+    space = Space()
+    space.admit_action("book", ())
+    goal = GoalFleet(space, "visit", 0.1)
+    goal.members[2].learner = SoftmaxPolicy(space, 0.1, SoftmaxPolicy.choices[0])
+    goal.reset(5, 6)
+    assert (goal.serving.learner.family, goal.serving.learner.settings) == FIRST[0]
+    assert goal.serving is goal.members[2]
