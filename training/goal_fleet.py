@@ -86,6 +86,8 @@ class GoalFleet:
         n_rows: rows learned from.
         changes: the newest changes, oldest first.
         calibration: whether what the one that serves states comes true.
+        excess: by how much its log-odds are too high now, as silences are still to come; see Pending. Whoever owns the
+            fleet sets it before each row.
         serving_since: the change by which the one that serves came to serve; None: it serves since the goal was met.
         promotions: how often there was one since then.
         demotions: likewise.
@@ -107,6 +109,7 @@ class GoalFleet:
         self._space = space
         self._lsn, self._time_us = lsn, time_us
         self.calibration = Calibration(base_rate)
+        self.excess = 0.0
         self._next_number, self._n_tested, self._next_choice = 0, 0, 0
         self._round_begin, self._round_end = 0, ROUND_ROWS_MIN
         posterior = next((family for family in POSTERIORS if self._has_room(family)), POSTERIORS[-1])
@@ -160,7 +163,7 @@ class GoalFleet:
             chances[place] = member.learner.learn_one(row, reward)
         is_late = 2 * self.n_rows >= self._round_begin + self._round_end
         standing.tally(chances, reward, row.weight, self._serving, is_late, self.sums)
-        self.calibration.learn(log_odds_of(float(chances[self._serving])), reward)
+        self.calibration.learn(log_odds_of(float(chances[self._serving])) - self.excess, reward)
         self.stale[row.action] = row
         self.n_rows += 1
         if self.n_rows % REVIEW_ROWS == 0:
@@ -185,7 +188,8 @@ class GoalFleet:
         age = float(self.n_rows - number)
         standing.amend(chances, before, reward, row.weight, self._serving, age, self.sums)
         if not math.isnan(chances[self._serving]):
-            self.calibration.correct(log_odds_of(float(chances[self._serving])), before, reward, age)
+            stated = log_odds_of(float(chances[self._serving])) - self.excess
+            self.calibration.correct(stated, before, reward, age)
         self.stale[row.action] = row
 
     def serve(self, place: int) -> None:

@@ -139,11 +139,16 @@ class _Course:
     def lower_what_is_in_excess(self, arrays: LearnerArrays) -> None:
         """Take out of what is published that silences of open windows are still to come, see Pending."""
         for block in arrays.goals:
-            goal, pending = self.fleet.goals[block.goal], self.rewards.pending.get(block.goal)
-            if pending is not None:
-                block.calibration_intercept -= pending.excess(goal.base_rate, goal.n_failures)
+            slope = block.calibration_slope if block.HasField("calibration_slope") else 1.0
+            block.calibration_intercept -= slope * self._excess(block.goal)
+
+    def _excess(self, name: str) -> float:
+        goal, pending = self.fleet.goals.get(name), self.rewards.pending.get(name)
+        return pending.excess(goal.base_rate, goal.n_failures) if pending is not None and goal is not None else 0.0
 
     def _learn(self, lesson: Lesson) -> int:
+        if (goal := self.fleet.goals.get(lesson.goal.name)) is not None:
+            goal.excess = self._excess(lesson.goal.name)
         self.personal.learn(lesson)
         return self.fleet.learn(lesson)
 

@@ -19,33 +19,34 @@ class Pending:
 
     Attributes:
         waiting: those without a reward so far.
-        early: the rewards of the others, together.
+        early: the rewards of the others, together, in millionths: whole numbers, so that their sum is the same whatever
+            the order they came and went in.
     """
 
     __slots__ = ("early", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
-        self.early = 0.0
+        self.early = 0
 
     def open(self, taught: float | None = None) -> None:
         """Take in a slot whose window is open, with the reward that was learned of it already, if any."""
         if taught is None:
             self.waiting += 1
         else:
-            self.early += taught
+            self.early += _millionths(taught)
 
     def settle(self, reward: float, taught: float | None) -> None:
         """Take note that a reward was learned of an open slot, in place of the one before, if any."""
         self.close(taught)
-        self.early += reward
+        self.early += _millionths(reward)
 
     def close(self, taught: float | None) -> None:
         """Let go of a slot, with the reward that was learned of it early, if any."""
         if taught is None:
             self.waiting -= 1
         else:
-            self.early = max(self.early - taught, 0.0)
+            self.early -= _millionths(taught)
 
     def excess(self, base_rate: float, n_failures: float) -> float:
         """Return by how much log-odds are too high, 0 or more.
@@ -58,5 +59,9 @@ class Pending:
             base_rate: of the goal, above 0, below 1.
             n_failures: rows learned from less their rewards.
         """
-        missing = min(self.early * (1.0 - base_rate) / base_rate, float(self.waiting))
+        missing = min(self.early / 1e6 * (1.0 - base_rate) / base_rate, float(self.waiting))
         return math.log1p(missing / (max(n_failures, 0.0) + PRIOR_ROWS))
+
+
+def _millionths(reward: float) -> int:
+    return round(reward * 1e6)
