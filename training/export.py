@@ -71,18 +71,16 @@ class Exporter:
 
 
 class _Block:
-    """One goal's arrays, with room to grow."""
+    """One goal's arrays: what the one that serves says, and the posterior."""
 
     def __init__(self, fleet: Fleet, goal: GoalFleet) -> None:
         self._fleet = fleet
         self._goal = goal
         self._width = len(fleet.space.columns)
-        self._sources = self._present_sources()
+        self._parts = tuple(_Part(member, goal) for member in self._present_sources())
         self._constants: Constants = {}
-        for member in self._sources:
-            self._constants |= type(member.learner).constants(goal.base_rate)
-        self._rows: dict[int, int] = {}  # by the action's row in the space
-        self._fields: dict[str, Doubles] = {}
+        for part in self._parts:
+            self._constants |= type(part.member.learner).constants(goal.base_rate)
         self._model = b""
         self._message: GoalArrays | None = None
         self._is_new = True
@@ -93,7 +91,7 @@ class _Block:
         return (
             goal is self._goal
             and self._width == len(self._fleet.space.columns)
-            and all(old is new for old, new in zip(self._sources, self._present_sources(), strict=True))
+            and all(part.member is member for part, member in zip(self._parts, self._present_sources(), strict=True))
         )
 
     def renew(self) -> None:
@@ -107,11 +105,10 @@ class _Block:
         if not stale and not self._is_new:
             return
         self._n_actions = len(self._fleet.space.rows)
-        known = {action for member in self._sources for action in member.learner.seen} if self._is_new else set()
-        for member in self._sources:
-            is_all_changed = self._is_new or member.learner.is_shared
-            changed = {*member.learner.seen, *known, *stale} if is_all_changed else stale
-            self._write(member, sorted(changed))
+        for part in self._parts:
+            learner = part.member.learner
+            changed = {*learner.seen, *stale} if self._is_new or learner.is_shared else stale
+            part.write(sorted(changed))
         self._model = b"".join(self._models())
         self._compare_with_river(list(islice(stale.values(), CHECKED_ROWS)))
         self._goal.stale = {}
@@ -119,11 +116,12 @@ class _Block:
 
     def message(self) -> GoalArrays:
         if self._message is None:
-            names, actions = list(self._fleet.space.rows), sorted(self._rows)
-            self._message = GoalArrays(goal=self._goal.goal, actions=[names[action] for action in actions])
-            rows = [self._rows[action] for action in actions]
-            for field, array in self._fields.items():
-                setattr(self._message, field, array[rows].tobytes())
+            names = list(self._fleet.space.rows)
+            serving, posterior = ([names[action] for action in part.actions] for part in self._parts)
+            self._message = GoalArrays(goal=self._goal.goal, actions=serving, posterior_actions=posterior)
+            for part in self._parts:
+                for field, data in part.packed().items():
+                    setattr(self._message, field, data)
             for field, number in self._constants.items():
                 setattr(self._message, field, number)
             slope, intercept = self._goal.calibration.scaling
@@ -137,20 +135,65 @@ class _Block:
 
     def _models(self) -> list[bytes]:
         """Return the graph of the one that serves, if it has one; the posterior has none."""
-        learners = [member.learner for member in self._sources]
+        learners = [part.member.learner for part in self._parts]
         try:
             return [learner.model() for learner in learners if isinstance(learner, Modelled)]
         except ArithmeticError as error:
             raise UnsafeArraysError(f"the graph of {self._goal.goal}: {error}") from error
 
-    def _write(self, member: Member, actions: Sequence[int]) -> None:
+    def _compare_with_river(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            features = np.zeros(self._width)
+            features[: row.x.size - 1] = row.x[1:]
+            for part in self._parts:
+                arrays = part.of(row.action)
+                if self._model:
+                    arrays[MODEL_FIELD] = np.frombuffer(self._model, np.uint8).astype(np.float64)
+                learner = part.member.learner
+                ours = learner.score(arrays, self._constants, features, row.prior_log_odds)
+                rivers = learner.predict_one(row)
+                if not np.allclose(ours, rivers, rtol=0.0, atol=DIFFERENCE_MAX):
+                    raise UnsafeArraysError(
+                        f"{learner.family} of {self._goal.goal}: arrays say {ours}, River says {rivers}"
+                    )
+
+
+class _Part:
+    """What one learner says of each action that it has said something about, with room to grow."""
+
+    def __init__(self, member: Member, goal: GoalFleet) -> None:
+        self.member = member
+        self._goal = goal
+        self._rows: dict[int, int] = {}  # by the action's row in the space
+        self._fields: dict[str, Doubles] = {}
+
+    @property
+    def actions(self) -> list[int]:
+        """Their rows in the space, ascending."""
+        return sorted(self._rows)
+
+    def write(self, actions: Sequence[int]) -> None:
+        """Take what the learner says of some actions.
+
+        Raises:
+            UnsafeArraysError: it is not finite, or absurd.
+        """
         for action in actions:
             self._rows.setdefault(action, len(self._rows))
         rows = [self._rows[action] for action in actions]
-        for field, array in member.learner.export(actions).items():
+        for field, array in self.member.learner.export(actions).items():
             if not np.abs(array).max(initial=0.0) <= NUMBER_MAX:
                 raise UnsafeArraysError(f"{field} of {self._goal.goal} is not finite, or absurd")
             self._room(field, array)[rows] = array
+
+    def of(self, action: int) -> Arrays:
+        """Return its row of each field."""
+        return {field: stacked[self._rows[action]] for field, stacked in self._fields.items()}
+
+    def packed(self) -> dict[str, bytes]:
+        """Return each field, in the order of actions."""
+        rows = [self._rows[action] for action in self.actions]
+        return {field: stacked[rows].tobytes() for field, stacked in self._fields.items()}
 
     def _room(self, field: str, array: Doubles) -> Doubles:
         """Return a field's array, with a place for every row."""
@@ -161,19 +204,3 @@ class _Block:
                 grown[: stacked.shape[0]] = stacked
             self._fields[field] = stacked = grown
         return stacked
-
-    def _compare_with_river(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            arrays: Arrays = {field: stacked[self._rows[row.action]] for field, stacked in self._fields.items()}
-            if self._model:
-                arrays[MODEL_FIELD] = np.frombuffer(self._model, np.uint8).astype(np.float64)
-            features = np.zeros(self._width)
-            features[: row.x.size - 1] = row.x[1:]
-            for member in self._sources:
-                learner = member.learner
-                ours = learner.score(arrays, self._constants, features, row.prior_log_odds)
-                rivers = learner.predict_one(row)
-                if not np.allclose(ours, rivers, rtol=0.0, atol=DIFFERENCE_MAX):
-                    raise UnsafeArraysError(
-                        f"{learner.family} of {self._goal.goal}: arrays say {ours}, River says {rivers}"
-                    )

@@ -9,6 +9,7 @@ workers as it was recorded: what turns one into the other is folded into the wei
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -229,13 +230,12 @@ class _Block:
 
     def __init__(self, block: GoalArrays, features: list[str], catalog: Catalog) -> None:
         self._width = len(features)
-        self._height = len(block.actions)
+        self._catalog = catalog
         positions = {name: j for j, name in enumerate(catalog.learned.names)}
         self._kept = np.array([j for j, name in enumerate(features) if name in positions], np.intp)
-        self._picked = np.array([i for i, name in enumerate(block.actions) if name in catalog.actions.rows], np.intp)
         self.columns = np.array([positions[features[j]] for j in self._kept], np.intp)
-        self.rows = np.array([catalog.actions.rows[block.actions[i]] for i in self._picked], np.intp)
         self._block = block
+        self._pick(block.actions)
 
     def corrections(self, d: int) -> Doubles:
         corrections = np.zeros((self._picked.size, d + 1))
@@ -248,17 +248,20 @@ class _Block:
 
     def with_posterior(self) -> _Block:
         """Return the block without actions whose posterior is the prior: each would take (d + 1)² numbers to say so."""
-        width = self._width + 1
-        means = _doubles(self._block.posterior_means, self._height, width)[self._picked]
+        width, block = self._width + 1, copy.copy(self)
+        block._pick(self._block.posterior_actions or self._block.actions)
+        if not self._block.posterior_means:
+            block._pick(())
+            return block
+        means = _doubles(self._block.posterior_means, block._height, width)[block._picked]
         if self._block.posterior_variances:
-            variances = _doubles(self._block.posterior_variances, self._height, width)[self._picked]
+            variances = _doubles(self._block.posterior_variances, block._height, width)[block._picked]
         else:
-            source = _doubles(self._block.posterior_covariances, self._height, width, width)
-            variances = np.diagonal(source, axis1=1, axis2=2)[self._picked]
+            source = _doubles(self._block.posterior_covariances, block._height, width, width)
+            variances = np.diagonal(source, axis1=1, axis2=2)[block._picked]
         # Every row that was learned moves the intercept's variance, and every one that was corrected the means.
         is_known = (means != 0.0).any(axis=1) | (variances != 1.0).any(axis=1)
-        block = copy.copy(self)
-        block._picked, block.rows = self._picked[is_known], self.rows[is_known]
+        block._picked, block.rows = block._picked[is_known], block.rows[is_known]
         return block
 
     def posterior_means(self, d: int) -> Doubles:
@@ -279,6 +282,13 @@ class _Block:
         source = _doubles(self._block.posterior_covariances, self._height, self._width + 1, self._width + 1)
         covariances[np.ix_(everything, columns, columns)] = source[np.ix_(self._picked, kept, kept)]
         return covariances
+
+    def _pick(self, names: Sequence[str]) -> None:
+        """Be about the actions of these names that the catalog has."""
+        known = self._catalog.actions.rows
+        self._height = len(names)
+        self._picked = np.array([i for i, name in enumerate(names) if name in known], np.intp)
+        self.rows = np.array([known[names[i]] for i in self._picked], np.intp)
 
     def forest(self, goal_row: int, n: int, units: _Units) -> Forest:
         places = Units(

@@ -243,7 +243,7 @@ def test_who_comes_to_serve_is_published_for_all_actions() -> None:
     after = published(exporter)
     assert np.any(_field(before.goals[0], "correction_intercepts"))
     assert not np.any(_field(after.goals[0], "correction_intercepts"))
-    assert list(after.goals[0].actions) == ["book", "lamp"]
+    assert list(after.goals[0].posterior_actions) == ["book", "lamp"]
 
 
 @pytest.mark.parametrize("posterior", ["bayesian", "diagonal"])
@@ -265,3 +265,20 @@ def test_workers_keep_no_covariances_of_actions_that_nothing_was_learned_of(
     assert models.posterior_rows[0].tolist() == [1, 0]
     assert models.posterior_covariances.shape[0] == 2
     assert not np.array_equal(models.posterior_covariances[0], models.posterior_covariances[1])
+
+
+def test_posteriors_are_of_actions_with_rows_alone_whoever_serves() -> None:
+    """Covariances of actions that nothing is known of would be most of a file; they have their prior anyway."""
+    fleet, catalog = Fleet(), thompson_catalog(("age",))
+    names = catalog.learned.names
+    fleet.meet(catalog.goals, names, {"book": (), "lamp": ()})
+    goal = fleet.goals["visit"]
+    goal.serve(next(i for i, member in enumerate(goal.members) if member.learner.is_shared))
+    for i in range(20):
+        fleet.learn(Lesson(catalog.goals[0], "book", names, np.ones(1, "<f4").tobytes(), -1.0, float(i % 2)))
+    (block,) = [block for block in published(Exporter(fleet)).goals if block.goal == "visit"]
+    assert (list(block.actions), list(block.posterior_actions)) == (["book", "lamp"], ["book"])
+    models = align(catalog, no_champion(catalog), published(Exporter(fleet)))
+    rows = catalog.actions.rows
+    assert models.posterior_rows[0, [rows["book"], rows["lamp"]]].tolist() == [1, 0]
+    assert models.correction_intercepts[0, rows["lamp"]] != 0.0, "what is shared says something about it too"
