@@ -155,7 +155,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
     told += f"Learned from: {figures['outcomes_per_s']:,.0f} outcomes/s ({N_FEATURES} features, {N_ACTIONS} actions)."
     if "learning_lag_p99_ms" in figures:
         told += f" Learning lag p99 under load: {figures['learning_lag_p99_ms']:,.0f} ms"
-        told += " (void: others used the machine)." if figures.get("learning_lag_void") else "."
+        void = figures.get("learning_lag_void")
+        told += f" (void: {'; '.join(void)})." if void else "."
     return "\n".join([*lines, "", told])
 
 
