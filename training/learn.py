@@ -131,6 +131,7 @@ class _Course:
         self.fleet.load(snapshot)
         self.personal.load(snapshot.personal)
         self.rewards.load(snapshot.open_rewards, snapshot.parked_lsns, snapshot.counts, snapshot.flows)
+        self.rewards.load_influences(snapshot.influences)
 
     def is_of(self, erased_lsn: int, terms_lsn: int) -> bool:
         """Say whether it left out who was erased, and learned as goals are defined."""
@@ -353,6 +354,7 @@ class Learner:
             terms_lsn=course.terms_lsn,
             terms=[course.terms[name] for name in sorted(course.terms)],
             flows=flows,
+            influences=course.rewards.save_influences(),
             personal=course.personal.save(),
         )
         course.fleet.save(snapshot)
@@ -452,7 +454,7 @@ def run(learner: Learner, stop: threading.Event, turned: Callable[[], None]) -> 
             turned()
             n_records = learner.step()
             if learner.publish_if_due():
-                monitor.look(learner.fleet, learner.stopped)
+                monitor.look(learner.fleet, learner.stopped, learner.counts.capped)
             _tell(learner)
             learner.snapshot_if_due()
             if n_records == 0:

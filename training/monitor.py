@@ -63,13 +63,15 @@ class Monitor:
         self._calibrations: dict[str, Calibration] = {}
         self._stopped: frozenset[str] = frozenset()
         self._is_full = False
+        self._n_capped = 0
 
-    def look(self, fleet: Fleet, stopped: Iterable[str] = ()) -> None:
+    def look(self, fleet: Fleet, stopped: Iterable[str] = (), n_capped: int = 0) -> None:
         """Tell how every goal's learners do now. Cost: some 20 µs a goal.
 
         Args:
             fleet: all of them.
             stopped: goals whose outcomes are held to have stopped arriving.
+            n_capped: outcomes so far that did not count because their reporter had its share.
         """
         for goal in fleet.goals.values():
             self._tell(goal)
@@ -79,6 +81,10 @@ class Monitor:
             telemetry.ALARMS.labels("names_exhausted").inc()
             columns, rows = len(fleet.space.columns), len(fleet.space.rows)
             structlog.get_logger().warning("names_exhausted", n_features=columns, n_actions=rows)
+        if n_capped > self._n_capped:
+            telemetry.ALARMS.labels("influence_capped").inc()
+            structlog.get_logger().warning("influence_capped", n_outcomes=n_capped - self._n_capped)
+        self._n_capped = n_capped
         before, self._stopped = self._stopped, frozenset(stopped)
         for name in sorted(self._stopped - before):
             telemetry.ALARMS.labels("outcomes_stopped").inc()

@@ -24,8 +24,9 @@ from server.storage.log import Log
 from server.storage.record import Record
 from training.earning import CLOSED, OPEN, OVER, UNSEEN, Earning, OpenDecision, State, columns_of, states_of
 from training.flow import Flow
+from training.influence import Influence
 from training.pending import Pending
-from tsugi.log.v1.learner_pb2 import GoalFlow, OpenRewards
+from tsugi.log.v1.learner_pb2 import GoalFlow, InfluenceState, OpenRewards
 from tsugi.log.v1.record_pb2 import DecisionRecord, OutcomeRecord, RecordKind
 from tsugi.v1.catalog_pb2 import Action as ActionMessage
 
@@ -65,6 +66,7 @@ class Counts:
     corrected: int = 0  # times that something taught was replaced
     moot: int = 0  # revocations of what did not count, or no longer
     withheld: int = 0  # windows that overlap a time in which outcomes were held to be stopped; not learned
+    capped: int = 0  # slots whose reporter had its share of influence; not learned
 
 
 class Lesson(NamedTuple):
@@ -156,6 +158,7 @@ class Rewards:
         self._parked_by_key: dict[bytes, list[int]] = {}
         self._n_waiting = 0  # revocations, in all decisions
         self._flows: dict[str, Flow] = {}  # by goal
+        self._influences: dict[tuple[str, str], Influence] = {}  # by goal and action, of goals that bound it
 
     def apply(self, record: Record) -> None:
         """Take in the next record of the log.
@@ -240,6 +243,16 @@ class Rewards:
             if not record.is_tombstone:
                 self._park(record, OutcomeRecord.FromString(record.payload))
 
+    def save_influences(self) -> list[InfluenceState]:
+        """Return who had how much influence, for a snapshot."""
+        return [influence.save(*key) for key, influence in sorted(self._influences.items(), key=lambda each: each[0])]
+
+    def load_influences(self, states: Iterable[InfluenceState]) -> None:
+        """Take that over from a snapshot."""
+        for state in states:
+            influence = self._influences[state.goal, state.action] = Influence()
+            influence.load(state)
+
     def _decided(self, record: Record) -> None:
         decision = DecisionRecord.FromString(record.payload)
         if len(self._open) >= self._open_decisions_max:
@@ -298,6 +311,9 @@ class Rewards:
                 self._end_at(time_us + earning.goal.window_us, decision, place)
             reward = earning.goal.rewards.get(outcome.type)
             if reward is not None:
+                if not is_taken_back and not self._may_teach(earning, outcome.reporter):
+                    self._give_up(decision, earning, time_us)
+                    continue
                 self._count(decision, earning, lsn, None if is_taken_back else reward, time_us)
         if not is_known:
             self.counts.orphaned += 1
@@ -318,6 +334,23 @@ class Rewards:
             flow.settle()
             self.counts.learned += 1
             self._teach(decision, earning)
+
+    def _may_teach(self, earning: Earning, reporter: str) -> bool:
+        """Say whether a reporter's outcome still counts; only a slot's first one is asked about."""
+        goal = earning.goal
+        if goal.influence_max >= 1.0 or earning.taught is not None:
+            return True
+        influence = self._influences.setdefault((goal.name, earning.action), Influence())
+        return influence.admit(reporter, goal.influence_max)
+
+    def _give_up(self, decision: OpenDecision, earning: Earning, time_us: int) -> None:
+        """Learn nothing from a slot: neither what was reported, which counts no more, nor silence, which it was not."""
+        self.counts.capped += 1
+        self._pending(earning).close(None)
+        earning.phase, earning.until_us, earning.counted = OVER, time_us, ()
+        decision.n_open -= 1
+        if decision.n_open == 0:
+            self._forget(decision)
 
     def _take_back(self, decision: OpenDecision, lsn: int, revocation: OutcomeRecord) -> None:
         """Let an outcome count no longer; wait for it when it is not there yet."""

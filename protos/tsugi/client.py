@@ -321,6 +321,7 @@ class Client:
         value: float = 0.0,
         occurrence_time: datetime | None = None,
         revokes: str = "",
+        reporter: str = "",
         timeout_s: float | None = None,
     ) -> outcome_service_pb2.ReportOutcomeResponse:
         """Report one outcome; it is on disk when this returns. Safe to repeat with the same outcome_id.
@@ -328,8 +329,9 @@ class Client:
         With revokes it takes back the outcome reported under that outcome_id, and needs no type.
         """
         request = outcome(
-            decision_id, action, outcome_id, type, value=value, occurrence_time=occurrence_time, revokes=revokes
-        )
+            decision_id, action, outcome_id, type,
+            value=value, occurrence_time=occurrence_time, revokes=revokes, reporter=reporter,
+        )  # fmt: skip
         return self._call(self._stubs().outcomes.ReportOutcome, request, timeout_s)
 
     def batch_report_outcomes(

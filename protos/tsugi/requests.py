@@ -148,6 +148,7 @@ def outcome(
     value: float = 0.0,
     occurrence_time: datetime | None = None,
     revokes: str = "",
+    reporter: str = "",
 ) -> outcome_service_pb2.ReportOutcomeRequest:
     """Build the report of one outcome; with revokes, of one that takes back the outcome of that outcome_id."""
     return outcome_service_pb2.ReportOutcomeRequest(
@@ -158,6 +159,7 @@ def outcome(
         value=value,
         occurrence_time=None if occurrence_time is None else _timestamp(occurrence_time),
         revokes=revokes,
+        reporter=reporter,
     )
 
 

@@ -310,6 +310,7 @@ class Goal:
     late_limit_us: int = 0
     keeps_history: bool = True  # of what came of what each person was shown
     learners: tuple[str, ...] = ()  # families that take part beside those that always do
+    influence_max: float = 1.0  # of one reporter, of what an action is learned from; 1: no bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,6 +340,7 @@ def compile_goal(goal: catalog_pb2.Goal) -> Goal:
         settling=goal.settling or catalog_pb2.SETTLING_FIRST,
         late_limit_us=duration_us(goal.late_limit),
         keeps_history=keeps_history(goal),
+        influence_max=goal.influence_max if goal.HasField("influence_max") else 1.0,
         learners=tuple(
             catalog_pb2.LearnerFamily.Name(family).removeprefix("LEARNER_FAMILY_").lower() for family in goal.learners
         ),

@@ -124,6 +124,8 @@ def _goals(catalog: catalog_pb2.Catalog, faults: Faults) -> None:
             faults.add(f"{path}.base_rate", f"above 0 and below 1, got {goal.base_rate}")
         faults.enum(f"{path}.settling", goal.settling, catalog_pb2.Settling)
         faults.span(f"{path}.late_limit", goal.late_limit, 0, WINDOW_US_MAX)
+        if goal.HasField("influence_max") and not 0.0 < goal.influence_max <= 1.0:
+            faults.add(f"{path}.influence_max", f"above 0, to 1, got {goal.influence_max}")
         is_short = faults.count(f"{path}.learners", len(goal.learners), 0, 8)
         for j, family in enumerate(goal.learners if is_short else ()):
             if family == catalog_pb2.LEARNER_FAMILY_UNSPECIFIED:

@@ -160,6 +160,7 @@ class Ingest:
             value=request.value,
             occurrence_time_us=occurrence_time_us,
             revoked_key=self._outcome_key(token.decision_key, request.revokes) if request.revokes else b"",
+            reporter=request.reporter,
         )
         draft = Draft(
             kind=RecordKind.RECORD_KIND_OUTCOME,

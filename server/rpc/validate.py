@@ -150,6 +150,8 @@ def report_outcome(request: ReportOutcomeRequest, now_us: int, path: str = "") -
             raise field_invalid(f"{path}value", "a value belongs to a type; leave both out, or give both")
     elif not request.type:
         raise field_invalid(f"{path}type", "an outcome type is required, or the outcome it revokes")
+    if request.reporter and not _SLUG.match(request.reporter):
+        raise field_invalid(f"{path}reporter", "a name of [a-z0-9_-], at most 64 characters, or none")
     if request.HasField("occurrence_time"):
         not_ahead(f"{path}occurrence_time", request.occurrence_time, now_us)
 

@@ -172,10 +172,12 @@ class Writer:
         self._append(RecordKind.RECORD_KIND_DECISION, decision, key)
         return key
 
-    def report(self, key: bytes, action: str, outcome_type: str, outcome_key: bytes | None = None) -> bytes:
+    def report(
+        self, key: bytes, action: str, outcome_type: str, outcome_key: bytes | None = None, reporter: str = ""
+    ) -> bytes:
         """Record an outcome, and return its key."""
         outcome_key = outcome_key if outcome_key is not None else self.new_key()
-        outcome = OutcomeRecord(decision_key=key, action=action, type=outcome_type)
+        outcome = OutcomeRecord(decision_key=key, action=action, type=outcome_type, reporter=reporter)
         self._append(RecordKind.RECORD_KIND_OUTCOME, outcome, outcome_key)
         return outcome_key
 

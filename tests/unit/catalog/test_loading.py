@@ -61,6 +61,7 @@ goals:
   settling: SETTLING_LAST
   lateLimit: 86400s
   personalHistory: true
+  influenceMax: 0.5
   learners: [LEARNER_FAMILY_FOREST]
 channels:
 - name: web
@@ -276,7 +277,7 @@ def test_all_faults_are_listed_at_once_with_path_line_and_suggestion() -> None:
             "profileAttributes[1].type",
             "'CATEGORY' is no AttributeType; did you mean ATTRIBUTE_TYPE_CATEGORY? (line 13)",
         ),
-        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 90)"),
+        ("actions[0].treatments[0].chanel", "no such field; did you mean channel? (line 91)"),
     ]
 
 

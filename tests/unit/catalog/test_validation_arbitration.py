@@ -80,6 +80,9 @@ def test_fault_of_several_goals_is_told(placement: dict[str, Any], path: str, de
     [
         ({"settling": 5}, "settling", "one of SETTLING_FIRST, SETTLING_LAST, SETTLING_SUM, SETTLING_MAX, got 5"),
         ({"lateLimit": "7776001s"}, "late_limit", "0s to 7776000s (90 days), got 7776001s"),
+        ({"influenceMax": 0.0}, "influence_max", "above 0, to 1, got 0.0"),
+        ({"influenceMax": 1.01}, "influence_max", "above 0, to 1, got 1.01"),
+        ({"influenceMax": "NaN"}, "influence_max", "above 0, to 1, got nan"),
         ({"lateLimit": "-1s"}, "late_limit", "0s to 7776000s (90 days), got -1s"),
         ({"baseRate": 0}, "base_rate", "above 0 and below 1, got 0.0"),
         ({"baseRate": 1}, "base_rate", "above 0 and below 1, got 1.0"),

@@ -132,6 +132,8 @@ def test_revocation_needs_no_type(given: dict[str, Any]) -> None:
         ({"revokes": "x" * 129}, "revokes"),
         ({"revokes": "a\nb"}, "revokes"),
         ({"revokes": "o"}, "revokes"),
+        ({"revokes": "x", "reporter": "x" * 65}, "reporter"),
+        ({"revokes": "x", "reporter": "Shop One"}, "reporter"),
         ({"revokes": "x", "value": 1.0}, "value"),
         ({"revokes": "x", "value": math.nan}, "value"),
         ({"revokes": "x", "action": ""}, "action"),

@@ -21,7 +21,7 @@ from tests.support.learning import (
 )
 from training import rewards
 from training.rewards import Lesson, Rewards, TooManyQuarantinedError, terms_of
-from tsugi.log.v1.learner_pb2 import GoalFlow, OpenRewards
+from tsugi.log.v1.learner_pb2 import GoalFlow, InfluenceState, OpenRewards
 from tsugi.log.v1.record_pb2 import RecordKind
 
 LATE_US = 100 * SECOND_US
@@ -259,7 +259,11 @@ class Settling(Join):
             columns, parked, counts, flows = saved.save()
             again = OpenRewards.FromString(columns.SerializeToString())
             successor.load(again, parked, counts, [GoalFlow.FromString(flow.SerializeToString()) for flow in flows])
+            successor.load_influences(
+                InfluenceState.FromString(each.SerializeToString()) for each in saved.save_influences()
+            )
             assert successor.save() == saved.save()
+            assert successor.save_influences() == saved.save_influences()
         return successor
 
     def restart(self) -> None:
@@ -531,3 +535,34 @@ def test_slots_settled_before_the_outcomes_stopped_can_still_be_corrected() -> N
     assert join.rewards.counts.withheld > 0
     join.writer.take_back(key, "book", taken)
     assert join.steps() == [(1.0, 0.0)]
+
+
+def test_no_reporter_teaches_more_than_its_share_of_an_action_and_its_slots_teach_nothing_then() -> None:
+    """Two shops report clicks by turns; then somebody reports a click for each of two thousand decisions."""
+    join = Settling(influenceMax=0.6)
+    for i in range(200):
+        join.writer.report(join.decide(), "book", "click", reporter="north" if i % 2 else "south")
+    join.taught()
+    before = len(join.lessons)
+    assert join.rewards.counts.capped == 0
+    for i in range(2_000):
+        join.writer.report(join.decide(), "book", "click", reporter="fraud")
+        if i % 500 == 499:
+            join.restart()
+    assert 20 < len(join.lessons) - before <= 0.6 / 0.4 * 200 + 1, "what it taught is its share of all"
+    assert join.rewards.counts.capped == 2_000 - (len(join.lessons) - before)
+    n_lessons = len(join.lessons)
+    assert join.steps_after(VISIT_WINDOW_US) == [], "nor is silence what it was"
+    join.writer.report(join.decide(), "book", "click", reporter="north")
+    assert join.steps() == [(None, 1.0)]
+    assert len(join.lessons) == n_lessons + 1
+
+
+def test_a_reporter_alone_is_held_to_its_share_only_where_the_goal_says_so() -> None:
+    free, held = Settling(), Settling(influenceMax=0.5)
+    for join in (free, held):
+        for _ in range(100):
+            join.writer.report(join.decide(), "book", "click", reporter="only")
+        join.taught()
+    assert (len(free.lessons), free.rewards.counts.capped) == (100, 0)
+    assert (len(held.lessons), held.rewards.counts.capped) == (21, 79)
