@@ -171,9 +171,16 @@ class _Course:
         elif record.kind == _OUTCOME and not self.new_outcome[0] and record.lsn > self.told_lsn:
             self.new_outcome = (record.lsn, record.time_us)
         elif record.kind == _LEARNER_RESET and not record.is_tombstone:
-            reset = LearnerReset.FromString(record.payload)
-            self.fleet.reset(reset.goals, reset.role)
+            self._reset(record)
         self.learned_lsn, self.learned_time_us, self.learned_chain = record.lsn, record.time_us, record.chain
+
+    def _reset(self, record: Record) -> None:
+        try:
+            reset = LearnerReset.FromString(record.payload)
+        except DecodeError as error:
+            self.rewards.set_aside(error)
+        else:
+            self.fleet.reset(reset.goals, reset.role)
 
 
 class Learner:

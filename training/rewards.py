@@ -178,9 +178,17 @@ class Rewards:
             elif record.kind == _OUTCOME:
                 self._happened(record)
         except (DecodeError, _NotApplicableError) as error:
-            self.counts.quarantined += 1
-            if self.counts.quarantined > QUARANTINED_MAX:
-                raise TooManyQuarantinedError(f"{QUARANTINED_MAX} records set aside, the last: {error}") from error
+            self.set_aside(error)
+
+    def set_aside(self, error: Exception) -> None:
+        """Count a record that nothing can be made of, of whatever kind.
+
+        Raises:
+            TooManyQuarantinedError: see there.
+        """
+        self.counts.quarantined += 1
+        if self.counts.quarantined > QUARANTINED_MAX:
+            raise TooManyQuarantinedError(f"{QUARANTINED_MAX} records set aside, the last: {error}") from error
 
     @property
     def stopped(self) -> list[str]:

@@ -175,3 +175,16 @@ def test_reset_of_a_later_kind_changes_nothing(log: PartOf, writer: Writer, tmp_
     before = told(learn_all(start(log, tmp_path / "before")), tmp_path / "before")
     writer.reset(99)  # type: ignore[arg-type]  # a role that this build does not know
     assert told(learn_all(start(log, tmp_path / "after")), tmp_path / "after") == before
+
+
+def test_a_reset_that_nothing_can_be_made_of_is_set_aside_and_learning_goes_on(log: PartOf, tmp_path: Path) -> None:
+    writer = Writer(log)
+    writer.put_in_force(FIRST)
+    serve(writer, 50, seed=1)
+    writer.raw(RecordKind.RECORD_KIND_LEARNER_RESET, b"\xff\xff\xff")
+    serve(writer, 50, seed=2)
+    learner = learn_all(start(log, tmp_path))
+    assert learner.learned_lsn == log.tail().lsn
+    assert learner.counts.quarantined == 1
+    assert not any(goal.changes for goal in told(learner, tmp_path).values()), "nobody began anew"
+    learner.close()
