@@ -39,7 +39,7 @@ def _learners(goal: GoalLearners) -> Table:
         "number", "family", "settings", "role", "rows", "loss", "lead", "expected", "observed", "begun at record",
         title=f"{goal.goal}: {goal.rows:,} rows, {goal.promotions} promotions, {goal.demotions} demotions",
     )  # fmt: skip
-    for each in goal.learners:
+    for each in sorted(goal.learners, key=lambda learner: learner.number):
         table.add_row(
             str(each.number), each.family, each.settings, ", ".join(_roles(each)), f"{each.rows:,}",
             _within(each.mean_loss if each.HasField("mean_loss") else None, _loss_radius(each)),
